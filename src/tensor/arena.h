@@ -1,0 +1,61 @@
+// Memory for activations and scratch, laid out before the loop and never grown in it.
+//
+// An arena reserves address space for its worst case at once and hands out 64-byte aligned pieces from a
+// bump pointer; pages that no step touches are never backed by memory. `mark`/`release` give stack
+// discipline to scratch.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "tensor/view.h"
+
+namespace degu {
+
+class Arena {
+ public:
+  Arena() = default;
+  explicit Arena(size_t reserve_bytes);
+  Arena(Arena&&) noexcept;
+  Arena& operator=(Arena&&) noexcept;
+  Arena(const Arena&) = delete;
+  ~Arena();
+
+  // Uninitialised memory. Throws ShapeError with both sizes when the reservation is exhausted.
+  void* take_bytes(size_t bytes);
+  AnyView take(DType type, Shape shape) {
+    const size_t bytes = static_cast<size_t>(shape.elements()) * size_of(type);
+    return {take_bytes(bytes), type, shape};
+  }
+  template <class T>
+  View<T> take(Shape shape) {
+    return take(dtype_of<T>, shape).template as<T>();
+  }
+
+  size_t mark() const { return used_; }
+  void release(size_t mark) { used_ = mark; }
+  size_t used() const { return used_; }
+  size_t peak() const { return peak_; }
+  size_t capacity() const { return capacity_; }
+
+ private:
+  std::byte* base_ = nullptr;
+  size_t capacity_ = 0;
+  size_t used_ = 0;
+  size_t peak_ = 0;
+};
+
+// Gives back to the arena, at the end of the scope, what the scope took from it.
+class ScratchScope {
+ public:
+  explicit ScratchScope(Arena& arena) : arena_(arena), mark_(arena.mark()) {}
+  ~ScratchScope() { arena_.release(mark_); }
+  ScratchScope(const ScratchScope&) = delete;
+  ScratchScope& operator=(const ScratchScope&) = delete;
+
+ private:
+  Arena& arena_;
+  size_t mark_;
+};
+
+}  // namespace degu

@@ -1,0 +1,16 @@
+# Finds what third_party/README.md lists. Nothing is vendored; scripts/setup.sh installs it.
+find_package(Threads REQUIRED)
+find_package(fmt REQUIRED)
+find_package(spdlog REQUIRED)
+find_package(yaml-cpp REQUIRED)
+find_package(nlohmann_json REQUIRED)
+find_package(CLI11 REQUIRED)
+find_package(ZLIB REQUIRED)
+find_package(MPI REQUIRED COMPONENTS C)
+find_package(HDF5 REQUIRED COMPONENTS C)
+find_package(Ceres QUIET)
+find_package(PkgConfig REQUIRED)
+pkg_check_modules(SENTENCEPIECE REQUIRED IMPORTED_TARGET sentencepiece)
+
+# Root and containers are usual on the machines this runs on; two ranks may share one core in tests.
+set(DEGU_MPI_FLAGS --allow-run-as-root --oversubscribe --bind-to none CACHE STRING "mpirun flags of the tests")
