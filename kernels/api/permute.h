@@ -1,0 +1,34 @@
+// From token order to expert order and back.
+#pragma once
+
+#include <span>
+
+#include "tensor/context.h"
+
+namespace degu {
+
+// Where each routed row goes. Rows are sorted by (expert, token, slot), a stable counting sort.
+//   offsets_E   [E + 1] int64   first row of each expert
+//   row_TK      [T, K] int32    row of slot k of token t; -1 when dropped
+//   token_R     [R] int32       token of each row
+// `capacity` 0 keeps all. Otherwise each capacity group of tokens (group_offsets) keeps at most
+// `capacity` rows per expert, first come first served by (token, slot); returns the number dropped.
+int64_t route_plan(Context& context, AnyView expert_TK, int64_t experts, int64_t capacity,
+                   std::span<const int64_t> group_offsets, std::span<int64_t> offsets_E,
+                   AnyView row_TK, AnyView token_R);
+
+// y_RD[r] = x_TD[source_R[r]]                    fp32 or bf16; source_R int32 in [0, rows of x)
+void gather_rows(Context& context, AnyView x_TD, AnyView source_R, AnyView y_RD);
+
+// y_TD[t] = add_TD[t] + sum_k gate_TK[t, k] * x_RD[row_TK[t, k]]     slots in order, fp32 sums, one rounding
+// Null gate_TK: all ones (then this is the gradient of gather_rows). Null add_TD: nothing added.
+// Dropped slots (-1) contribute nothing. add_TD may be y_TD.
+void combine(Context& context, AnyView x_RD, AnyView row_TK, AnyView gate_TK, AnyView add_TD,
+             AnyView y_TD);
+
+// dx_RD[row_TK[t,k]] = gate_TK[t,k] * dy_TD[t];   dgate_TK[t,k] = dot(dy_TD[t], x_RD[row_TK[t,k]]), fp32;
+// 0 for dropped slots.
+void combine_backward(Context& context, AnyView dy_TD, AnyView x_RD, AnyView row_TK, AnyView gate_TK,
+                      AnyView dx_RD, AnyView dgate_TK);
+
+}  // namespace degu

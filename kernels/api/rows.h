@@ -1,0 +1,63 @@
+// How the rows of a token-major matrix are grouped: by expert, by sequence, by unit of reduction.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "base/error.h"
+
+namespace degu {
+
+// Rows of group g (an expert; one group for a dense layer) are [offsets[g], offsets[g+1]); groups may be
+// empty. offsets[0] is 0.
+struct RowGroups {
+  std::span<const int64_t> offsets;
+
+  int64_t groups() const { return static_cast<int64_t>(offsets.size()) - 1; }
+  int64_t rows() const { return offsets.back(); }
+  int64_t begin(int64_t g) const { return offsets[static_cast<size_t>(g)]; }
+  int64_t end(int64_t g) const { return offsets[static_cast<size_t>(g) + 1]; }
+};
+
+// Where weight gradients take their partial sums. A *unit* is a fixed number of sequences; each gradient
+// is one fp32 partial sum per unit, and partial sums are joined in a fixed binary tree over the unit's
+// index, so that no layout of ranks changes a bit (docs/numerics.md).
+//
+// Rows are ordered by (group, slot, unit); rows of (g, s, u) are
+// [offsets[i], offsets[i + 1]) with i = (g * slots + s) * units + u. A slot is an independent result: the
+// units of one slot are an aligned power-of-two run that is joined in the operator.
+struct UnitSegments {
+  std::span<const int64_t> offsets;
+  int64_t groups = 1;
+  int64_t slots = 1;
+  int64_t units = 1;  // per slot
+
+  int64_t rows() const { return offsets.back(); }
+  int64_t begin(int64_t g, int64_t s, int64_t u) const {
+    return offsets[static_cast<size_t>((g * slots + s) * units + u)];
+  }
+  int64_t end(int64_t g, int64_t s, int64_t u) const {
+    return offsets[static_cast<size_t>((g * slots + s) * units + u) + 1];
+  }
+  bool consistent() const {
+    return static_cast<int64_t>(offsets.size()) == groups * slots * units + 1;
+  }
+};
+
+// Sequences of a ragged batch: rows [offsets[s], offsets[s+1]) are consecutive positions of sequence s,
+// starting at first_position[s] (0 in training; the number of cached keys when serving).
+struct Sequences {
+  std::span<const int64_t> offsets;
+  std::span<const int64_t> first_position;
+
+  int64_t count() const { return static_cast<int64_t>(offsets.size()) - 1; }
+  int64_t rows() const { return offsets.back(); }
+  int64_t length(int64_t s) const {
+    return offsets[static_cast<size_t>(s) + 1] - offsets[static_cast<size_t>(s)];
+  }
+};
+
+// Writes results over the output, or adds them to it (one fp32 addition per element).
+enum class Write { kOverwrite, kAdd };
+
+}  // namespace degu

@@ -1,0 +1,38 @@
+// Weights as matrix kernels read them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/formats/list.h"
+#include "tensor/context.h"
+
+namespace degu {
+
+// Which product a packing serves. For W_EFD (E experts, F outputs, D inner):
+//   kForward   y_RF  = x_RD  · W^T   (inner dimension D)
+//   kBackward  dx_RD = dy_RF · W     (inner dimension F)
+enum class Orientation : uint8_t { kForward, kBackward };
+
+// A weight in one backend's layout. `bytes` points to memory of the caller, packed_bytes() long, 64-byte
+// aligned. Layouts depend on the instruction set: a packing is read by contexts of `isa` only.
+struct PackedWeight {
+  Scheme scheme = Scheme::kBf16;
+  Orientation orientation = Orientation::kForward;
+  Isa isa = Isa::kPortable;
+  int64_t experts = 1;
+  int64_t outputs = 0;  // columns of the product: F forward, D backward
+  int64_t inner = 0;    // summed over: D forward, F backward
+  void* bytes = nullptr;
+};
+
+// Bytes that one packing of E matrices with `outputs` and `inner` needs on this context.
+size_t packed_bytes(const Context& context, Scheme scheme, int64_t experts, int64_t outputs,
+                    int64_t inner);
+
+// Packs w_EFD ([E, F, D] or [F, D]; fp32 or bf16, rounded to the scheme) for `orientation` into `memory`.
+// ShapeError when w_EFD is not of rank 2 or 3 or the device differs.
+PackedWeight pack_weight(Context& context, AnyView w_EFD, Scheme scheme, Orientation orientation,
+                         void* memory);
+
+}  // namespace degu
