@@ -58,10 +58,11 @@ class RandomStream {
   }
   // Uniform integer in [0, n), n > 0 (multiply-shift; bias below n / 2^64).
   constexpr uint64_t below(uint64_t index, uint64_t n) const {
-    return static_cast<uint64_t>((static_cast<unsigned __int128>(bits64(index)) * n) >> 64);
+    return static_cast<uint64_t>((Wide{bits64(index)} * n) >> 64);
   }
 
  private:
+  __extension__ using Wide = unsigned __int128;  // outside ISO C++, in every compiler we build with
   static constexpr uint64_t mix(uint64_t z) {  // splitmix64's finaliser
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
     z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;

@@ -1,5 +1,5 @@
-// One list of fields per configuration struct, visited by everything that needs to know them: the YAML
-// reader, `--set`, the printer, `--help`, the checkpoint and the YAML reference in docs/.
+// One list of fields per configuration struct, visited by everything that needs to know them: the
+// YAML reader, `--set`, the printer, `--help`, the checkpoint and the YAML reference in docs/.
 //
 //   struct TopKConfig {
 //     int experts = 64;
@@ -8,11 +8,16 @@
 //       f("experts", experts, "routed experts in the layer");
 //       f("score", score, "how logits become gates");
 //     }
-//     void check() const;                                // optional: throws ConfigError on impossible values
+//     void check() const;                                // optional: throws ConfigError on
+//     impossible values
 //   };
 //
-// An enum E takes part by `constexpr auto enum_names(E)` returning std::array<std::string_view, n> in
-// the order of its values 0 … n-1, found by argument-dependent look-up.
+// `fields` may be visited several times and must do nothing but name members. A `check` message
+// starts with the name of the offending field ("top_k is 9, must be ...", or "moe.top_k ..." for
+// one further down), so that a reader can point at the field's own line.
+//
+// An enum E takes part by `constexpr auto enum_names(E)` returning std::array<std::string_view, n>
+// in the order of its values 0 … n-1, found by argument-dependent look-up.
 #pragma once
 
 #include <concepts>
@@ -32,10 +37,14 @@ namespace degu {
 class Fields;
 
 template <class T>
-concept Configurable = requires(T& value, Fields& f) { value.fields(f); };
+concept Configurable = requires(T& value, Fields& f) {
+  value.fields(f);
+};
 
 template <class E>
-concept NamedEnum = std::is_enum_v<E> && requires(E e) { enum_names(e); };
+concept NamedEnum = std::is_enum_v<E> && requires(E e) {
+  enum_names(e);
+};
 
 template <NamedEnum E>
 std::string_view enum_name(E value) {
@@ -52,7 +61,9 @@ class Fields {
   void operator()(const char* name, int& value, const char* help) { leaf(name, value, help); }
   void operator()(const char* name, int64_t& value, const char* help) { leaf(name, value, help); }
   void operator()(const char* name, double& value, const char* help) { leaf(name, value, help); }
-  void operator()(const char* name, std::string& value, const char* help) { leaf(name, value, help); }
+  void operator()(const char* name, std::string& value, const char* help) {
+    leaf(name, value, help);
+  }
   void operator()(const char* name, std::vector<int64_t>& value, const char* help) {
     leaf(name, value, help);
   }
@@ -75,12 +86,12 @@ class Fields {
   void operator()(const char* name, T& value, const char* help) {
     if (!begin_map(name, help)) return;
     value.fields(*this);
-    end_map();
     if constexpr (requires { value.check(); }) checked([&] { value.check(); });
+    end_map();
   }
 
-  // A list of structs: `begin_list` says how many entries the visited side has (the reader's file, or
-  // `size` itself for writers).
+  // A list of structs: `begin_list` says how many entries the visited side has (the reader's file,
+  // or `size` itself for writers).
   template <Configurable T>
   void operator()(const char* name, std::vector<T>& value, const char* help) {
     const std::optional<size_t> size = begin_list(name, value.size(), help);
@@ -93,6 +104,18 @@ class Fields {
       end_entry();
     }
     end_list();
+  }
+
+  // Runs a struct's own check; a reader puts file and line before what it throws, others do not run
+  // it. Called with the struct's map still open. A document's root is checked by read_config.
+  template <class Check>
+  void checked(Check&& check) {
+    if (!wants_checks()) return;
+    try {
+      check();
+    } catch (const ConfigError& error) {
+      throw ConfigError("{}{}", place(error.what()), error.what());
+    }
   }
 
  protected:
@@ -112,18 +135,9 @@ class Fields {
   virtual void begin_entry(size_t index) = 0;
   virtual void end_entry() = 0;
   virtual void end_list() = 0;
-  // Runs a struct's own check. Readers add file and line to what it throws; others do not run it.
-  template <class Check>
-  void checked(Check&& check) {
-    if (!wants_checks()) return;
-    try {
-      check();
-    } catch (const ConfigError& error) {
-      throw ConfigError("{}{}", place(), error.what());
-    }
-  }
   virtual bool wants_checks() const { return false; }
-  virtual std::string place() const { return {}; }  // "file.yaml:12: "
+  // "file.yaml:12: ", the line of the field that `message` starts with, else of the open map.
+  virtual std::string place(std::string_view /*message*/) const { return {}; }
 };
 
 }  // namespace degu
