@@ -25,7 +25,7 @@ void adamw(Context& context, const AdamWStep& step, AnyView master, AnyView m, A
 
 // Elements per partial sum of the gradient norm. Blocks are anchored at the start of each parameter (of
 // each expert's matrix), so their sums are the same on every layout of ranks.
-inline constexpr int64_t kNormBlock = 4096;
+inline constexpr int64_t kNormBlock = 1024;
 
 // block_sums[i] = sum of grad[j]^2 for j in block i (double precision); ceil(n / kNormBlock) of them.
 void block_square_sums(Context& context, AnyView grad, std::span<double> block_sums);

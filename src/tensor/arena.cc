@@ -26,6 +26,12 @@ Arena::Arena(size_t reserve_bytes) : capacity_(round_up(std::max<size_t>(reserve
   base_ = static_cast<std::byte*>(memory);
 }
 
+Arena Arena::measuring() {
+  Arena counter;
+  counter.measuring_ = true;
+  return counter;
+}
+
 Arena::Arena(Arena&& other) noexcept { *this = std::move(other); }
 
 Arena& Arena::operator=(Arena&& other) noexcept {
@@ -33,6 +39,7 @@ Arena& Arena::operator=(Arena&& other) noexcept {
   std::swap(capacity_, other.capacity_);
   std::swap(used_, other.used_);
   std::swap(peak_, other.peak_);
+  std::swap(measuring_, other.measuring_);
   return *this;
 }
 
@@ -42,6 +49,10 @@ Arena::~Arena() {
 
 void* Arena::take_bytes(size_t bytes) {
   const size_t size = round_up(bytes, kAlignment);
+  if (measuring_) {
+    used_ += size;
+    return nullptr;
+  }
   if (used_ + size > capacity_) {
     throw ShapeError("arena of {} bytes holds {} and cannot give {} more", capacity_, used_, size);
   }

@@ -16,6 +16,8 @@ class Arena {
  public:
   Arena() = default;
   explicit Arena(size_t reserve_bytes);
+  // An arena without memory that only counts: run a layout on it, then reserve `used()` bytes.
+  static Arena measuring();
   Arena(Arena&&) noexcept;
   Arena& operator=(Arena&&) noexcept;
   Arena(const Arena&) = delete;
@@ -43,6 +45,7 @@ class Arena {
   size_t capacity_ = 0;
   size_t used_ = 0;
   size_t peak_ = 0;
+  bool measuring_ = false;
 };
 
 // Gives back to the arena, at the end of the scope, what the scope took from it.
