@@ -1,0 +1,39 @@
+#include "kernels/api/elementwise.h"
+
+#include "kernels/api/check.h"
+#include "kernels/cpu/elementwise.h"
+
+namespace degu {
+namespace {
+
+const ElementwiseKernels& kernels(const Context& context) {
+  return cpu::kernels_for<ElementwiseKernels>(context.isa());
+}
+
+}  // namespace
+
+void cast(Context& context, AnyView from, AnyView to) {
+  check::floating(context, "cast", "from", from);
+  check::floating(context, "cast", "to", to);
+  check::elements("cast", "to", to, from.elements());
+  kernels(context).cast(context, from, to);
+}
+
+void add(Context& context, AnyView a, AnyView b, AnyView out) {
+  check::floating(context, "add", "a", a);
+  check::same(context, "add", "b", b, "a", a);
+  check::same(context, "add", "out", out, "a", a);
+  kernels(context).add(context, a, b, out);
+}
+
+void scale(Context& context, AnyView x, float factor) {
+  check::floating(context, "scale", "x", x);
+  kernels(context).scale(context, x, factor);
+}
+
+void fill_zero(Context& context, AnyView x) {
+  check::type(context, "fill_zero", "x", x, {x.dtype});
+  kernels(context).fill_zero(context, x);
+}
+
+}  // namespace degu
