@@ -1,0 +1,150 @@
+#include "moe/dispatch.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "kernels/api/permute.h"
+
+namespace degu {
+namespace {
+
+size_t at(int64_t i) { return static_cast<size_t>(i); }
+
+}  // namespace
+
+Dispatch::Dispatch(Communicator* group, int64_t experts, int64_t top_k, bool unit_slots)
+    : group_(group),
+      ranks_(group == nullptr ? 1 : group->size()),
+      experts_(experts),
+      top_k_(top_k),
+      unit_slots_(unit_slots) {
+  if (experts_ % ranks_ != 0) {
+    throw ConfigError("{} experts cannot be spread evenly over {} ranks; choose cluster.expert_parallel "
+                      "as a divisor of model.moe.experts", experts_, ranks_);
+  }
+}
+
+int64_t Dispatch::most_rows(int64_t tokens) const {
+  return ranks_ * tokens * std::min(top_k_, experts_here());
+}
+
+DispatchState Dispatch::take(Arena& arena, int64_t tokens) const {
+  DispatchState state;
+  state.row_TK = arena.take(DType::kI32, {tokens, top_k_});
+  state.token_R = arena.take(DType::kI32, {tokens * top_k_});
+  state.offsets_E.resize(at(experts_ + 1));
+  if (ranks_ > 1) {
+    state.order_R = arena.take(DType::kI32, {most_rows(tokens)});
+    state.place_R = arena.take(DType::kI32, {most_rows(tokens)});
+  }
+  state.send_rows.resize(at(ranks_));
+  state.recv_rows.resize(at(ranks_));
+  state.expert_offsets.resize(at(experts_here() + 1));
+  return state;
+}
+
+// counts_EU[e, u]: rows of expert e that come from tokens of unit u. Rows of one expert are in token order.
+void Dispatch::count_units(AnyView token_R, const UnitSegments& units, const DispatchState& state,
+                           std::vector<int64_t>& counts_EU) const {
+  counts_EU.assign(at(experts_ * state.units), 0);
+  const View<const int32_t> token = token_R.as<int32_t>();
+  for (int64_t e = 0; e < experts_; ++e) {
+    int64_t u = 0;
+    for (int64_t r = state.offsets_E[at(e)]; r < state.offsets_E[at(e + 1)]; ++r) {
+      while (u + 1 < state.units && token[r] >= units.end(0, 0, u)) ++u;
+      ++counts_EU[at(e * state.units + u)];
+    }
+  }
+}
+
+void Dispatch::plan(Context& context, AnyView expert_TK, int64_t capacity,
+                    std::span<const int64_t> capacity_offsets, const UnitSegments& units,
+                    DispatchState& state) const {
+  state.dropped = route_plan(context, expert_TK, experts_, capacity, capacity_offsets, state.offsets_E,
+                             state.row_TK, state.token_R);
+  state.sent_rows = state.offsets_E.back();
+  state.units = unit_slots_ ? units.units : 1;
+  state.slots = slots();
+
+  std::vector<int64_t> sent_EU;
+  count_units(state.token_R, units, state, sent_EU);
+  const int64_t per_rank = experts_here() * state.units;
+  std::vector<int64_t> counts_PeU(sent_EU.size());
+  if (ranks_ == 1) {
+    counts_PeU = sent_EU;
+  } else {
+    const std::vector<int64_t> one(at(ranks_), 1);
+    group_->all_to_all_rows(context, View<int64_t>(sent_EU.data(), {ranks_, per_rank}), one,
+                            View<int64_t>(counts_PeU.data(), {ranks_, per_rank}), one);
+  }
+  for (int64_t p = 0; p < ranks_; ++p) {
+    auto total = [&](const std::vector<int64_t>& counts) {
+      const auto first = counts.begin() + p * per_rank;
+      return std::accumulate(first, first + per_rank, int64_t{0});
+    };
+    state.send_rows[at(p)] = total(sent_EU);
+    state.recv_rows[at(p)] = total(counts_PeU);
+  }
+  state.rows = std::accumulate(state.recv_rows.begin(), state.recv_rows.end(), int64_t{0});
+  order_received(counts_PeU, state);
+}
+
+// From counts by (source, expert, unit) to offsets by (expert, source, unit), and the permutation between
+// the order of arrival and the order of the experts.
+void Dispatch::order_received(const std::vector<int64_t>& counts_PeU, DispatchState& state) const {
+  const int64_t here = experts_here();
+  const int64_t units = state.units;
+  std::vector<int64_t> arrival(counts_PeU.size() + 1, 0);
+  std::partial_sum(counts_PeU.begin(), counts_PeU.end(), arrival.begin() + 1);
+
+  state.unit_offsets.clear();
+  int64_t row = 0;
+  for (int64_t e = 0; e < here; ++e) {
+    state.expert_offsets[at(e)] = row;
+    for (int64_t p = 0; p < ranks_; ++p) {
+      for (int64_t u = 0; u < units; ++u) {
+        const int64_t from = (p * here + e) * units + u;
+        if (unit_slots_ || (p == 0 && u == 0)) state.unit_offsets.push_back(row);
+        if (ranks_ > 1) {
+          const View<int32_t> order = state.order_R.as<int32_t>();
+          const View<int32_t> place = state.place_R.as<int32_t>();
+          for (int64_t i = 0; i < counts_PeU[at(from)]; ++i) {
+            order[row + i] = static_cast<int32_t>(arrival[at(from)] + i);
+            place[arrival[at(from)] + i] = static_cast<int32_t>(row + i);
+          }
+        }
+        row += counts_PeU[at(from)];
+      }
+    }
+  }
+  state.expert_offsets[at(here)] = row;
+  state.unit_offsets.push_back(row);
+}
+
+void Dispatch::to_experts(Context& context, AnyView sent_RD, const DispatchState& state,
+                          AnyView expert_RD) const {
+  if (ranks_ == 1) {
+    DEGU_DCHECK(sent_RD.data == expert_RD.data);
+    return;
+  }
+  const ScratchScope scope(context.scratch());
+  const AnyView arrived =
+      context.scratch().take(sent_RD.dtype, {std::max<int64_t>(state.rows, 1), sent_RD.dim(1)});
+  group_->all_to_all_rows(context, sent_RD, state.send_rows, arrived, state.recv_rows);
+  gather_rows(context, arrived, state.order_R.rows(0, state.rows), expert_RD.rows(0, state.rows));
+}
+
+void Dispatch::to_tokens(Context& context, AnyView expert_RD, const DispatchState& state,
+                         AnyView sent_RD) const {
+  if (ranks_ == 1) {
+    DEGU_DCHECK(sent_RD.data == expert_RD.data);
+    return;
+  }
+  const ScratchScope scope(context.scratch());
+  const AnyView leaving =
+      context.scratch().take(expert_RD.dtype, {std::max<int64_t>(state.rows, 1), expert_RD.dim(1)});
+  gather_rows(context, expert_RD, state.place_R.rows(0, state.rows), leaving.rows(0, state.rows));
+  group_->all_to_all_rows(context, leaving, state.recv_rows, sent_RD, state.send_rows);
+}
+
+}  // namespace degu

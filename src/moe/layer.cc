@@ -1,0 +1,140 @@
+#include "moe/layer.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/api/permute.h"
+#include "kernels/api/swiglu.h"
+
+namespace degu {
+namespace {
+
+Score score_of(RouterKind kind) {
+  return kind == RouterKind::kSigmoid ? Score::kSigmoid : Score::kSoftmax;
+}
+
+}  // namespace
+
+MoeLayer::MoeLayer(const ModelShape& shape, const MoeParameters& parameters,
+                   Communicator* expert_group, bool unit_slots)
+    : shape_(shape),
+      p_(parameters),
+      router_(make_router(shape, parameters.router)),
+      dispatch_(expert_group, shape.moe.experts, shape.moe.top_k, unit_slots) {
+  if (shape.moe.shared_experts > 0) shared_.emplace(parameters.shared);
+}
+
+MoeActivations MoeLayer::take(Arena& arena, DType type, int64_t tokens, int64_t groups) const {
+  const MoeShape& moe = shape_.moe;
+  const int64_t routed = tokens * moe.top_k;
+  const int64_t received = dispatch_.most_rows(tokens);
+  MoeActivations a;
+  a.router = RouterActivations::take(arena, moe, tokens);
+  a.dispatch = dispatch_.take(arena, tokens);
+  a.x_RD = arena.take(type, {received, shape_.width});
+  a.gate_RF = arena.take(type, {received, moe.expert_width});
+  a.up_RF = arena.take(type, {received, moe.expert_width});
+  a.act_RF = arena.take(type, {received, moe.expert_width});
+  a.y_RD = arena.take(type, {routed, shape_.width});
+  a.dscore_GE = arena.take(DType::kF32, {groups, moe.experts});
+  if (shared_) {
+    a.shared = FeedForwardActivations::take(arena, type, tokens,
+                                            int64_t{moe.shared_experts} * moe.expert_width);
+  }
+  return a;
+}
+
+int64_t MoeLayer::capacity(const TokenGroups& groups) const {
+  if (shape_.moe.capacity_factor == 0) return 0;
+  const auto& offsets = groups.capacity_offsets;
+  int64_t longest = 0;
+  for (size_t g = 0; g + 1 < offsets.size(); ++g) {
+    longest = std::max(longest, offsets[g + 1] - offsets[g]);
+  }
+  return static_cast<int64_t>(std::ceil(shape_.moe.capacity_factor * shape_.moe.top_k *
+                                        static_cast<double>(longest) / shape_.moe.experts));
+}
+
+void MoeLayer::forward(Context& context, AnyView h_TD, AnyView add_TD, const Batch& batch,
+                       const TokenGroups& groups, const BalanceWeights& weights,
+                       MoeActivations& saved, AnyView y_TD) const {
+  Arena& scratch = context.scratch();
+  const ScratchScope scope(scratch);
+  const int64_t tokens = batch.tokens();
+  const RouterActivations routed = saved.router.rows(tokens);
+  DispatchState& state = saved.dispatch;
+
+  router_->route(context, h_TD, batch.tokens_T, routed);
+  const auto balance_groups = static_cast<int64_t>(groups.balance_offsets.size()) - 1;
+  measure_balance(context, routed, score_of(shape_.moe.router), groups.balance_offsets, weights,
+                  saved.dscore_GE.rows(0, balance_groups), saved.balance);
+
+  dispatch_.plan(context, routed.expert_TK, capacity(groups), groups.capacity_offsets, groups.units,
+                 state);
+  saved.balance.dropped = state.dropped;
+
+  // With all experts here, rows of the token side are rows of the expert side.
+  const AnyView sent =
+      routes_locally() ? saved.x_RD : scratch.take(h_TD.dtype, {saved.y_RD.dim(0), shape_.width});
+  gather_rows(context, h_TD, state.token_R.rows(0, state.sent_rows), sent.rows(0, state.sent_rows));
+  dispatch_.to_experts(context, sent, state, saved.x_RD);
+
+  const RowGroups rows = state.groups();
+  expert_linear(context, saved.x_RD, *p_.gate, rows, saved.gate_RF);
+  expert_linear(context, saved.x_RD, *p_.up, rows, saved.up_RF);
+  swiglu(context, saved.gate_RF, saved.up_RF, saved.act_RF, state.rows);
+  const AnyView y_expert =
+      routes_locally() ? saved.y_RD : scratch.take(h_TD.dtype, saved.x_RD.shape);
+  expert_linear(context, saved.act_RF, *p_.down, rows, y_expert);
+  dispatch_.to_tokens(context, y_expert, state, saved.y_RD);
+
+  if (shared_) {
+    shared_->forward(context, h_TD, add_TD, saved.shared.rows(tokens), y_TD);
+    add_TD = y_TD;
+  }
+  combine(context, saved.y_RD, state.row_TK.rows(0, tokens), routed.gate_TK, add_TD, y_TD);
+}
+
+void MoeLayer::backward(Context& context, AnyView dy_TD, AnyView h_TD, const TokenGroups& groups,
+                        const BalanceWeights& weights, const MoeActivations& saved,
+                        AnyView dh_TD) const {
+  Arena& scratch = context.scratch();
+  const ScratchScope scope(scratch);
+  const DType type = dy_TD.dtype;
+  const int64_t tokens = h_TD.dim(0);
+  const DispatchState& state = saved.dispatch;
+  const AnyView row_TK = state.row_TK.rows(0, tokens);
+  const RouterActivations routed = saved.router.rows(tokens);
+  const RowGroups rows = state.groups();
+  const UnitSegments segments = state.segments();
+
+  const AnyView dgate_TK = scratch.take(DType::kF32, routed.gate_TK.shape);
+  const AnyView dsent = scratch.take(type, saved.y_RD.shape);
+  const AnyView dexpert = routes_locally() ? dsent : scratch.take(type, saved.x_RD.shape);
+  combine_backward(context, dy_TD, saved.y_RD, row_TK, routed.gate_TK, dsent, dgate_TK);
+  dispatch_.to_experts(context, dsent, state, dexpert);
+
+  const AnyView dact = scratch.take(type, saved.act_RF.shape);
+  const AnyView dgate = scratch.take(type, saved.act_RF.shape);
+  expert_linear_backward(context, dexpert, saved.act_RF, rows, segments, *p_.down, dact);
+  // The gradient of `up` takes the place of dact's; that of x takes dexpert's.
+  swiglu_backward(context, dact, saved.gate_RF, saved.up_RF, dgate, dact, state.rows);
+  expert_linear_backward(context, dact, saved.x_RD, rows, segments, *p_.up, dexpert);
+  expert_linear_backward(context, dgate, saved.x_RD, rows, segments, *p_.gate, dexpert,
+                         {.add_RF = dexpert});
+  dispatch_.to_tokens(context, dexpert, state, dsent);
+  combine(context, dsent, row_TK, AnyView{}, AnyView{}, dh_TD);
+
+  const auto balance_groups = static_cast<int64_t>(groups.balance_offsets.size()) - 1;
+  const BalanceGradient balance{
+      .dscore_GE =
+          weights.aux_per_group > 0 ? saved.dscore_GE.rows(0, balance_groups) : AnyView{},
+      .group_offsets = groups.balance_offsets,
+      .dz = static_cast<float>(weights.z_per_token)};
+  router_->backward(context, h_TD, routed, dgate_TK, balance, groups.units, dh_TD);
+  if (shared_) {
+    shared_->backward(context, dy_TD, h_TD, groups.units, saved.shared.rows(tokens), dh_TD, dh_TD);
+  }
+}
+
+}  // namespace degu

@@ -1,0 +1,62 @@
+// The Mixture-of-Experts feed-forward: y = add + shared(h) + sum_k gate_k * expert_k(h).
+#pragma once
+
+#include <memory>
+#include <optional>
+
+#include "moe/balance.h"
+#include "moe/dispatch.h"
+#include "moe/router.h"
+#include "nn/batch.h"
+#include "nn/feed_forward.h"
+
+namespace degu {
+
+struct MoeParameters {
+  RouterParameters router;
+  Parameter* gate = nullptr;    // [e, F, D]: this rank's experts
+  Parameter* up = nullptr;      // [e, F, D]
+  Parameter* down = nullptr;    // [e, D, F]
+  FeedForwardParameters shared;  // null without shared experts
+};
+
+struct MoeActivations {
+  RouterActivations router;
+  DispatchState dispatch;
+  AnyView x_RD;                    // expert side: inputs of this rank's experts
+  AnyView gate_RF, up_RF, act_RF;  // expert side
+  AnyView y_RD;                    // token side: what came back, sorted by expert
+  AnyView dscore_GE;               // gradient of the auxiliary loss, made in the forward pass
+  FeedForwardActivations shared;
+  BalanceRecord balance;
+};
+
+class MoeLayer {
+ public:
+  MoeLayer(const ModelShape& shape, const MoeParameters& parameters, Communicator* expert_group,
+           bool unit_slots);
+
+  // `tokens`: the most in one pass. `groups`: the most balance groups in one pass.
+  MoeActivations take(Arena& arena, DType type, int64_t tokens, int64_t groups) const;
+  const Router& router() const { return *router_; }
+
+  // y may be add. Collective over the expert-parallel group.
+  void forward(Context& context, AnyView h_TD, AnyView add_TD, const Batch& batch,
+               const TokenGroups& groups, const BalanceWeights& weights, MoeActivations& saved,
+               AnyView y_TD) const;
+  // dh_TD: gradient of h; overwritten.
+  void backward(Context& context, AnyView dy_TD, AnyView h_TD, const TokenGroups& groups,
+                const BalanceWeights& weights, const MoeActivations& saved, AnyView dh_TD) const;
+
+ private:
+  int64_t capacity(const TokenGroups& groups) const;
+  bool routes_locally() const { return dispatch_.ranks() == 1; }
+
+  ModelShape shape_;
+  MoeParameters p_;
+  std::unique_ptr<Router> router_;
+  Dispatch dispatch_;
+  std::optional<FeedForward> shared_;
+};
+
+}  // namespace degu
