@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "base/error.h"
+#include "kernels/api/rows.h"
 #include "tensor/context.h"
 
 namespace degu::check {
@@ -63,6 +64,18 @@ inline int64_t rows_of(std::string_view op, std::string_view name, const AnyView
     throw ShapeError("{}: {} is {}, must have rows of {}", op, name, view.shape.str(), width);
   }
   return view.shape.elements() / width;
+}
+
+// Segments of one group that cover `rows` rows.
+inline void segments(std::string_view op, const UnitSegments& segments, int64_t rows) {
+  if (!segments.consistent() || segments.groups != 1 || segments.slots < 1 || segments.units < 1) {
+    throw ShapeError("{}: {} segment offsets for {} group(s), {} slot(s) of {} unit(s)", op,
+                     segments.offsets.size(), segments.groups, segments.slots, segments.units);
+  }
+  if (segments.offsets.front() != 0 || segments.rows() != rows) {
+    throw ShapeError("{}: segments cover rows {} to {}, the matrices have {}", op,
+                     segments.offsets.front(), segments.rows(), rows);
+  }
 }
 
 }  // namespace degu::check

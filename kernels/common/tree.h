@@ -14,7 +14,7 @@ namespace degu {
 
 // Buffers that a join over `leaves` leaves needs at once.
 constexpr int tree_depth(int64_t leaves) {
-  return leaves <= 0 ? 0 : std::bit_width(static_cast<uint64_t>(leaves));
+  return leaves <= 0 ? 0 : static_cast<int>(std::bit_width(static_cast<uint64_t>(leaves)));
 }
 
 // Joins the leaves with indices index_of(0) < index_of(1) < … < index_of(present - 1), absent ones being

@@ -1,0 +1,233 @@
+#include "kernels/cpu/rmsnorm.h"
+
+#include <vector>
+
+#include "kernels/common/tree.h"
+#include "kernels/cpu/sweep.h"
+
+namespace degu {
+namespace {
+
+// sum_i f(i) over a row, in four interleaved partial sums: an order fixed by `width` alone.
+// `full(i)` and `part(i, count)` give the summands of one vector.
+template <class Full, class Part>
+float row_sum(int64_t width, Full&& full, Part&& part) {
+  constexpr int64_t kLanes = VecF::kLanes;
+  VecF sum0 = zero(), sum1 = zero(), sum2 = zero(), sum3 = zero();
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= width; i += 4 * kLanes) {
+    sum0 = full(sum0, i);
+    sum1 = full(sum1, i + kLanes);
+    sum2 = full(sum2, i + 2 * kLanes);
+    sum3 = full(sum3, i + 3 * kLanes);
+  }
+  for (; i + kLanes <= width; i += kLanes) sum0 = full(sum0, i);
+  if (i < width) sum1 = part(sum1, i, static_cast<int>(width - i));
+  return sum_lanes((sum0 + sum1) + (sum2 + sum3));
+}
+
+template <bool kStream, class T>
+void forward_rows(const T* x, const float* gain, double eps, T* y, float* inv, int64_t width,
+                  int64_t begin, int64_t end) {
+  for (int64_t t = begin; t < end; ++t) {
+    const T* row = x + t * width;
+    T* out = y + t * width;
+    const float squares = row_sum(
+        width,
+        [&](VecF sum, int64_t i) {
+          const VecF v = load(row + i);
+          return fma(v, v, sum);
+        },
+        [&](VecF sum, int64_t i, int count) {
+          const VecF v = load(row + i, count);
+          return fma(v, v, sum);
+        });
+    const double mean = static_cast<double>(squares) / static_cast<double>(width);
+    const auto scale = static_cast<float>(1.0 / std::sqrt(mean + eps));
+    if (inv != nullptr) inv[t] = scale;
+    const VecF s = broadcast(scale);
+    each_vector(
+        0, width,
+        [&](int64_t i) { put<kStream>(out + i, (load(row + i) * s) * load(gain + i)); },
+        [&](int64_t i, int count) {
+          store(out + i, (load(row + i, count) * s) * load(gain + i, count), count);
+        });
+  }
+  if constexpr (kStream) stream_fence();
+}
+
+template <class T>
+void forward_typed(Context& context, AnyView x, AnyView gain, double eps, AnyView y, AnyView inv) {
+  const int64_t width = gain.elements();
+  const int64_t rows = x.elements() / width;
+  const auto* in = static_cast<const T*>(x.data);
+  auto* out = static_cast<T*>(y.data);
+  const auto* g = static_cast<const float*>(gain.data);
+  auto* kept = static_cast<float*>(inv.data);
+  const bool past_caches = out != in && streams(out, rows, width);
+  sweep_rows(context, rows, width, [&](int64_t begin, int64_t end) {
+    if (past_caches) {
+      forward_rows<true>(in, g, eps, out, kept, width, begin, end);
+    } else {
+      forward_rows<false>(in, g, eps, out, kept, width, begin, end);
+    }
+  });
+}
+
+void forward(Context& context, AnyView x, AnyView gain, double eps, AnyView y, AnyView inv) {
+  x.dtype == DType::kBF16 ? forward_typed<bf16>(context, x, gain, eps, y, inv)
+                          : forward_typed<float>(context, x, gain, eps, y, inv);
+}
+
+// Rows that give one partial sum of dgain. Blocks are anchored at the start of each unit, so a unit's
+// sum does not depend on which other units are here.
+inline constexpr int64_t kRowBlock = 64;
+
+struct BackwardArgs {
+  const float* gain;
+  const float* inv;
+  int64_t width;
+};
+
+// dx of one row, and its part of dgain added to `dgain`.
+template <bool kStream, class T>
+void backward_row(const BackwardArgs& args, const T* dy, const T* x, float inv, const T* add, T* dx,
+                  float* dgain) {
+  const int64_t width = args.width;
+  const float* gain = args.gain;
+  const float dot = row_sum(
+      width,
+      [&](VecF sum, int64_t i) { return fma(load(gain + i) * load(dy + i), load(x + i), sum); },
+      [&](VecF sum, int64_t i, int count) {
+        return fma(load(gain + i, count) * load(dy + i, count), load(x + i, count), sum);
+      });
+  const VecF r = broadcast(inv);
+  const VecF c = broadcast(dot / static_cast<float>(width) * inv * inv);
+  const auto body = [&](VecF g, VecF d, VecF v, VecF partial, VecF carried, VecF& sum) {
+    const VecF dr = d * r;
+    sum = fma(dr, v, partial);
+    return fma(dr, g, carried - (v * r) * c);
+  };
+  VecF sum;
+  each_vector(
+      0, width,
+      [&](int64_t i) {
+        const VecF carried = add != nullptr ? load(add + i) : zero();
+        put<kStream>(dx + i, body(load(gain + i), load(dy + i), load(x + i), load(dgain + i),
+                                  carried, sum));
+        store(dgain + i, sum);
+      },
+      [&](int64_t i, int n) {
+        const VecF carried = add != nullptr ? load(add + i, n) : zero();
+        store(dx + i, body(load(gain + i, n), load(dy + i, n), load(x + i, n), load(dgain + i, n),
+                           carried, sum), n);
+        store(dgain + i, sum, n);
+      });
+}
+
+struct RowBlock {
+  int64_t begin;
+  int64_t end;
+};
+
+// dgain[s] = tree over units of (tree over the unit's blocks of their partial sums), columns in parallel.
+void join_dgain(Context& context, const UnitSegments& segments, const float* partial_BD,
+                std::span<const int64_t> first_block, int64_t width, float* dgain, Write write) {
+  constexpr int64_t kColumns = 256;
+  const int64_t pieces = (width + kColumns - 1) / kColumns;
+  context.parallel_for(segments.slots * pieces, [&](int64_t task, int) {
+    const int64_t slot = task / pieces;
+    const int64_t column = task % pieces * kColumns;
+    const int64_t count = std::min(kColumns, width - column);
+    using Buffers = std::array<std::array<float, kColumns>, 32>;  // tree_depth of any count that fits in memory
+    Buffers unit_sums, block_sums;
+    const auto join_in = [count](Buffers& sums) {
+      return [&sums, count](int into, int from) {
+        float* to = sums[static_cast<size_t>(into)].data();
+        const float* other = sums[static_cast<size_t>(from)].data();
+        for (int64_t i = 0; i < count; ++i) to[i] = to[i] + other[i];
+      };
+    };
+    tree_join(
+        segments.units,
+        [&](int64_t unit, int buffer) {
+          const auto u = static_cast<size_t>(slot * segments.units + unit);
+          block_sums[0].fill(0.0f);
+          tree_join(
+              first_block[u + 1] - first_block[u],
+              [&](int64_t block, int inner) {
+                const float* from = partial_BD + (first_block[u] + block) * width + column;
+                std::copy_n(from, count, block_sums[static_cast<size_t>(inner)].data());
+              },
+              join_in(block_sums));
+          unit_sums[static_cast<size_t>(buffer)] = block_sums[0];
+        },
+        join_in(unit_sums));
+    float* out = dgain + slot * width + column;
+    for (int64_t i = 0; i < count; ++i) {
+      out[i] = write == Write::kAdd ? out[i] + unit_sums[0][static_cast<size_t>(i)]
+                                    : unit_sums[0][static_cast<size_t>(i)];
+    }
+  });
+}
+
+template <class T>
+void backward_typed(Context& context, AnyView dy, AnyView x, AnyView gain, AnyView inv,
+                    const UnitSegments& segments, AnyView add, AnyView dx, AnyView dgain,
+                    Write write) {
+  const BackwardArgs args{static_cast<const float*>(gain.data), static_cast<const float*>(inv.data),
+                          gain.elements()};
+  const int64_t width = args.width;
+  const auto* in_dy = static_cast<const T*>(dy.data);
+  const auto* in_x = static_cast<const T*>(x.data);
+  const auto* in_add = static_cast<const T*>(add.data);
+  auto* out = static_cast<T*>(dx.data);
+
+  const int64_t leaves = segments.slots * segments.units;
+  std::vector<RowBlock> blocks;
+  std::vector<int64_t> first_block(static_cast<size_t>(leaves) + 1, 0);
+  for (int64_t u = 0; u < leaves; ++u) {
+    const int64_t end = segments.offsets[static_cast<size_t>(u) + 1];
+    for (int64_t r = segments.offsets[static_cast<size_t>(u)]; r < end; r += kRowBlock) {
+      blocks.push_back({r, std::min(end, r + kRowBlock)});
+    }
+    first_block[static_cast<size_t>(u) + 1] = static_cast<int64_t>(blocks.size());
+  }
+
+  ScratchScope scope(context.scratch());
+  const auto count = static_cast<int64_t>(blocks.size());
+  float* partial_BD = context.scratch().take<float>({std::max<int64_t>(count, 1), width}).data();
+  const bool past_caches = out != in_add && out != in_dy && out != in_x &&
+                           streams(out, segments.rows(), width);
+  context.parallel_for(count, [&](int64_t b, int) {
+    const RowBlock block = blocks[static_cast<size_t>(b)];
+    float* sums = partial_BD + b * width;
+    std::fill_n(sums, width, 0.0f);
+    for (int64_t t = block.begin; t < block.end; ++t) {
+      const T* carried = in_add != nullptr ? in_add + t * width : nullptr;
+      const int64_t at = t * width;
+      if (past_caches) {
+        backward_row<true>(args, in_dy + at, in_x + at, args.inv[t], carried, out + at, sums);
+      } else {
+        backward_row<false>(args, in_dy + at, in_x + at, args.inv[t], carried, out + at, sums);
+      }
+    }
+    if (past_caches) stream_fence();
+  });
+  join_dgain(context, segments, partial_BD, first_block, width, static_cast<float*>(dgain.data),
+             write);
+}
+
+void backward(Context& context, AnyView dy, AnyView x, AnyView gain, AnyView inv,
+              const UnitSegments& segments, AnyView add, AnyView dx, AnyView dgain, Write write) {
+  x.dtype == DType::kBF16
+      ? backward_typed<bf16>(context, dy, x, gain, inv, segments, add, dx, dgain, write)
+      : backward_typed<float>(context, dy, x, gain, inv, segments, add, dx, dgain, write);
+}
+
+}  // namespace
+
+template <>
+const RmsNormKernels cpu::Table<RmsNormKernels, cpu::kThisIsa>::value = {&forward, &backward};
+
+}  // namespace degu
