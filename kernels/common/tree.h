@@ -17,32 +17,45 @@ constexpr int tree_depth(int64_t leaves) {
   return leaves <= 0 ? 0 : static_cast<int>(std::bit_width(static_cast<uint64_t>(leaves)));
 }
 
-// Joins the leaves with indices index_of(0) < index_of(1) < … < index_of(present - 1), absent ones being
-// neutral. leaf(i, buffer) fills a buffer with the i-th present leaf; join(into, from) is into = into +
-// from, `into` covering the lower leaves. Buffers are numbered from 0; the result is in buffer 0 (nothing
-// is called when `present` is 0). Leaves are filled in order.
-template <class IndexOf, class Leaf, class Join>
-constexpr void tree_join_sparse(int64_t present, IndexOf&& index_of, Leaf&& leaf, Join&& join) {
-  std::array<int64_t, 65> last{};  // last leaf under each waiting buffer
-  int waiting = 0;
-  for (int64_t i = 0; i < present; ++i) {
-    const int64_t index = index_of(i);
-    // Two neighbours that meet below the level where the new leaf joins are complete: join them now.
-    while (waiting >= 2) {
-      const auto below = static_cast<uint64_t>(last[static_cast<size_t>(waiting - 2)]);
-      const auto top = static_cast<uint64_t>(last[static_cast<size_t>(waiting - 1)]);
-      if (std::bit_width(below ^ top) >= std::bit_width(top ^ static_cast<uint64_t>(index))) break;
-      join(waiting - 2, waiting - 1);
-      last[static_cast<size_t>(waiting - 2)] = last[static_cast<size_t>(waiting - 1)];
-      --waiting;
+// Joins leaves as they come, in order of their indices, holding few partial results at once. Absent
+// leaves count as neutral. Buffers are numbered from 0; the result ends in buffer 0.
+class TreeStack {
+ public:
+  // The buffer to fill with leaf `index` (larger than those before). First calls join(into, from),
+  // meaning buffer into = into + from with `into` covering the lower leaves, for what is complete.
+  template <class Join>
+  constexpr int push(int64_t index, Join&& join) {
+    const auto leaf = static_cast<uint64_t>(index);
+    // Two neighbours that meet below the level where the new leaf joins are complete.
+    while (waiting_ >= 2 && std::bit_width(last(2) ^ last(1)) < std::bit_width(last(1) ^ leaf)) {
+      pop(join);
     }
-    leaf(i, waiting);
-    last[static_cast<size_t>(waiting++)] = index;
+    last_[static_cast<size_t>(waiting_)] = leaf;
+    return waiting_++;
   }
-  for (; waiting > 1; --waiting) join(waiting - 2, waiting - 1);
-}
+  // Joins what is left. Without any leaf, nothing is called and buffer 0 was never filled.
+  template <class Join>
+  constexpr void finish(Join&& join) {
+    while (waiting_ > 1) pop(join);
+  }
 
-// The same with all leaves present: needs tree_depth(leaves) buffers.
+ private:
+  constexpr uint64_t last(int from_top) const {
+    return last_[static_cast<size_t>(waiting_ - from_top)];
+  }
+  template <class Join>
+  constexpr void pop(Join&& join) {
+    join(waiting_ - 2, waiting_ - 1);
+    last_[static_cast<size_t>(waiting_ - 2)] = last(1);
+    --waiting_;
+  }
+
+  std::array<uint64_t, 65> last_{};  // last leaf under each waiting buffer
+  int waiting_ = 0;
+};
+
+// The whole tree over leaves 0 … leaves-1: leaf(i, buffer) fills a buffer with leaf i, in order of i;
+// join as above. Needs tree_depth(leaves) buffers; the result is in buffer 0.
 template <class Leaf, class Join>
 constexpr void tree_join(int64_t leaves, Leaf&& leaf, Join&& join) {
   int waiting = 0;

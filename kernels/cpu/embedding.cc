@@ -1,0 +1,131 @@
+#include "kernels/cpu/embedding.h"
+
+#include <array>
+
+#include "kernels/common/tree.h"
+#include "kernels/cpu/row_copy.h"
+
+namespace degu {
+namespace {
+
+void forward(Context& context, AnyView table, std::span<const int32_t> tokens, AnyView y) {
+  const auto rows = static_cast<int64_t>(tokens.size());
+  const int64_t row_bytes = table.dim(1) * static_cast<int64_t>(size_of(table.dtype));
+  copy_rows(context, table.data, tokens.data(), y.data, rows, row_bytes);
+}
+
+// The rows of one slot in order of (token, row), by a counting sort.
+struct RowsByToken {
+  int64_t* first;  // [V + 1]
+  int32_t* row;    // [rows of the slot], counted from the slot's first
+};
+
+RowsByToken sort_rows(Arena& arena, std::span<const int32_t> tokens, int64_t vocab) {
+  const auto rows = static_cast<int64_t>(tokens.size());
+  RowsByToken sorted{arena.take<int64_t>({vocab + 1}).data(),
+                     arena.take<int32_t>({std::max<int64_t>(rows, 1)}).data()};
+  std::fill_n(sorted.first, vocab + 1, int64_t{0});
+  for (int32_t token : tokens) ++sorted.first[token + 1];
+  for (int64_t v = 0; v < vocab; ++v) sorted.first[v + 1] += sorted.first[v];
+  for (int64_t r = 0; r < rows; ++r) {
+    sorted.row[sorted.first[tokens[static_cast<size_t>(r)]]++] = static_cast<int32_t>(r);
+  }
+  // Placing moved each start to the next token's: move them back.
+  for (int64_t v = vocab; v > 0; --v) sorted.first[v] = sorted.first[v - 1];
+  sorted.first[0] = 0;
+  return sorted;
+}
+
+// Columns of one row that are summed at a time: their tree's buffers stay in the first-level cache.
+inline constexpr int64_t kColumns = 128;
+
+struct SlotArgs {
+  const int64_t* unit_end;  // first row after each unit, from the slot's first row
+  int64_t width;
+  bool add;
+};
+
+// One row of the gradient: its summands are rows row[0] < row[1] < … of dy, which already stand in order
+// of their units.
+template <class T>
+void sum_token(const SlotArgs& args, const T* dy, const int32_t* row, int64_t count, float* out) {
+  std::array<std::array<float, kColumns>, 32> sums;
+  for (int64_t column = 0; column < args.width; column += kColumns) {
+    const int64_t n = std::min(kColumns, args.width - column);
+    int64_t next = 0;
+    int64_t unit = 0;
+    const auto present = [&] {  // whether another unit holds this token; moves to it
+      if (next == count) return false;
+      while (row[next] >= args.unit_end[unit]) ++unit;
+      return true;
+    };
+    TreeStack tree;
+    const auto join = [&](int into, int from) {
+      float* to = sums[static_cast<size_t>(into)].data();
+      const float* other = sums[static_cast<size_t>(from)].data();
+      for (int64_t i = 0; i < n; ++i) to[i] = to[i] + other[i];
+    };
+    while (present()) {
+      float* sum = sums[static_cast<size_t>(tree.push(unit, join))].data();
+      std::fill_n(sum, n, 0.0f);
+      for (; next < count && row[next] < args.unit_end[unit]; ++next) {
+        const T* from = dy + row[next] * args.width + column;
+        each_vector(
+            0, n, [&](int64_t i) { store(sum + i, load(sum + i) + load(from + i)); },
+            [&](int64_t i, int k) { store(sum + i, load(sum + i, k) + load(from + i, k), k); });
+      }
+    }
+    tree.finish(join);
+    float* to = out + column;
+    for (int64_t i = 0; i < n; ++i) to[i] = args.add ? to[i] + sums[0][static_cast<size_t>(i)]
+                                                     : sums[0][static_cast<size_t>(i)];
+  }
+}
+
+template <class T>
+void backward_typed(Context& context, AnyView dy, std::span<const int32_t> tokens,
+                    const UnitSegments& segments, AnyView dtable, int64_t width, Write write) {
+  const int64_t vocab = dtable.elements() / (segments.slots * width);
+  auto* out = static_cast<float*>(dtable.data);
+  for (int64_t slot = 0; slot < segments.slots; ++slot) {
+    const int64_t first_row = segments.begin(0, slot, 0);
+    const int64_t last_row = segments.end(0, slot, segments.units - 1);
+    ScratchScope scope(context.scratch());
+    const auto part = tokens.subspan(static_cast<size_t>(first_row),
+                                     static_cast<size_t>(last_row - first_row));
+    const RowsByToken sorted = sort_rows(context.scratch(), part, vocab);
+    int64_t* unit_end = context.scratch().take<int64_t>({segments.units}).data();
+    for (int64_t u = 0; u < segments.units; ++u) {
+      unit_end[u] = segments.end(0, slot, u) - first_row;
+    }
+    const SlotArgs args{unit_end, width, write == Write::kAdd};
+    const T* dy_slot = static_cast<const T*>(dy.data) + first_row * width;
+    float* table = out + slot * vocab * width;
+    // Few tokens carry most of a text's rows: small pieces, taken as threads become free.
+    constexpr int64_t kPiece = 32;
+    context.parallel_dynamic((vocab + kPiece - 1) / kPiece, [&](int64_t task, int) {
+      for (int64_t v = task * kPiece; v < std::min(vocab, (task + 1) * kPiece); ++v) {
+        const int64_t count = sorted.first[v + 1] - sorted.first[v];
+        if (count > 0) {
+          sum_token(args, dy_slot, sorted.row + sorted.first[v], count, table + v * width);
+        } else if (!args.add) {
+          std::fill_n(table + v * width, width, 0.0f);
+        }
+      }
+    });
+  }
+}
+
+void backward(Context& context, AnyView dy, std::span<const int32_t> tokens,
+              const UnitSegments& segments, AnyView dtable, int64_t width, Write write) {
+  dy.dtype == DType::kBF16
+      ? backward_typed<bf16>(context, dy, tokens, segments, dtable, width, write)
+      : backward_typed<float>(context, dy, tokens, segments, dtable, width, write);
+}
+
+}  // namespace
+
+template <>
+const EmbeddingKernels cpu::Table<EmbeddingKernels, cpu::kThisIsa>::value = {&forward, &backward};
+
+}  // namespace degu

@@ -1,0 +1,18 @@
+// Entry points of kernels/api/embedding.h per instruction set.
+#pragma once
+
+#include <span>
+
+#include "kernels/api/rows.h"
+#include "kernels/cpu/isa.h"
+#include "tensor/context.h"
+
+namespace degu {
+
+struct EmbeddingKernels {
+  void (*forward)(Context&, AnyView table_VD, std::span<const int32_t> tokens_T, AnyView y_TD);
+  void (*backward)(Context&, AnyView dy_TD, std::span<const int32_t> tokens_T, const UnitSegments&,
+                   AnyView dtable_SVD, int64_t width, Write);
+};
+
+}  // namespace degu
