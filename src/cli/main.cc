@@ -1,0 +1,130 @@
+// The command line: the table of subcommands, and the one place where errors end the process.
+#include <mpi.h>
+
+#include <array>
+#include <cstdio>
+#include <map>
+#include <memory>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "cli/command.h"
+
+namespace degu {
+namespace {
+
+constexpr Command kCommands[] = {
+#ifdef DEGU_HAS_INFO
+    {"info", "parameters, FLOPs and bytes of a model; versions and machine without one",
+     attach_info},
+#endif
+#ifdef DEGU_HAS_DATA
+    {"data", "text to tokenizer and token shards", attach_data},
+#endif
+#ifdef DEGU_HAS_TRAIN
+    {"train", "train one model", attach_train},
+#endif
+#ifdef DEGU_HAS_EVAL
+    {"eval", "validation loss of a checkpoint", attach_eval},
+#endif
+#ifdef DEGU_HAS_SWEEP
+    {"sweep", "train a grid of models for a scaling law", attach_sweep},
+#endif
+#ifdef DEGU_HAS_FIT
+    {"fit", "fit a scaling law to a table of runs", attach_fit},
+#endif
+#ifdef DEGU_HAS_PLAN
+    {"plan", "the best model for a budget, from a fitted law", attach_plan},
+#endif
+#ifdef DEGU_HAS_BENCH
+    {"bench", "this machine's peaks and each operator's share of them", attach_bench},
+#endif
+#ifdef DEGU_HAS_EXPORT
+    {"export", "checkpoints to and from safetensors", attach_export},
+#endif
+#ifdef DEGU_HAS_HELP
+    {"help", "the YAML reference: every key, its default and meaning", attach_help},
+#endif
+};
+
+// With ranks running, an exit of one would leave the others waiting in a collective for ever.
+void end_other_ranks(ExitCode code) {
+  int started = 0;
+  int finished = 0;
+  MPI_Initialized(&started);
+  MPI_Finalized(&finished);
+  if (started == 0 || finished != 0) return;
+  int ranks = 1;
+  MPI_Comm_size(MPI_COMM_WORLD, &ranks);
+  if (ranks > 1) MPI_Abort(MPI_COMM_WORLD, static_cast<int>(code));
+}
+
+ExitCode fail(ExitCode code, const std::string& message) {
+  log_error("{}", message);
+  end_other_ranks(code);
+  return code;
+}
+
+ExitCode run_action(const Action& action) {
+  try {
+    const ExitCode code = action();
+    // A full disk behind `> result.json` shows only here.
+    if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+      throw IoError("standard output cannot be written; check the disk or the pipe it goes to");
+    }
+    return code;
+  } catch (const Error& error) {
+    return fail(error.exit_code(), error.what());
+  } catch (const std::bad_alloc&) {
+    return fail(ExitCode::kFailure, "out of memory; use a smaller batch or model");
+  } catch (const std::exception& error) {
+    return fail(ExitCode::kFailure, fmt::format("internal error: {}", error.what()));
+  }
+}
+
+int run(int argc, char** argv) {
+  CLI::App app("Mixture-of-Experts language models: data, training, scaling laws, plans.", "degu");
+  app.require_subcommand(1);
+  app.set_version_flag("--version", "degu " DEGU_VERSION);
+  const std::map<std::string, LogLevel> levels = {{"debug", LogLevel::kDebug},
+                                                  {"info", LogLevel::kInfo},
+                                                  {"warn", LogLevel::kWarn},
+                                                  {"error", LogLevel::kError}};
+  LogLevel level = LogLevel::kInfo;
+  app.add_option("--log-level", level, "least severe line to print: debug, info, warn or error")
+      ->transform(CLI::CheckedTransformer(levels).description(""));
+
+  std::vector<std::pair<CLI::App*, Action>> attached;
+  for (const Command& command : kCommands) {
+    CLI::App* sub = app.add_subcommand(command.name, command.summary);
+    sub->fallthrough();  // global options may follow the subcommand
+    attached.emplace_back(sub, command.attach(*sub));
+  }
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
+    app.exit(error);
+    return static_cast<int>(ExitCode::kUsage);
+  }
+  set_log_level(level);
+  for (const auto& [sub, action] : attached) {
+    if (sub->parsed()) return static_cast<int>(run_action(action));
+  }
+  return static_cast<int>(ExitCode::kUsage);
+}
+
+}  // namespace
+}  // namespace degu
+
+int main(int argc, char** argv) {
+  try {
+    return degu::run(argc, argv);
+  } catch (const degu::Error& error) {  // a command could not even declare its options
+    return static_cast<int>(degu::fail(error.exit_code(), error.what()));
+  }
+}
