@@ -1,0 +1,48 @@
+#include "model/local_kv.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace degu {
+
+LocalKv::LocalKv(Context& context, Arena& arena, const ModelShape& shape, DType type, int64_t tokens,
+                 int layers)
+    : max_tokens_(tokens),
+      page_bytes_(kv_page_bytes(context, type, shape.kv_heads, shape.head_width)),
+      layers_(layers) {
+  // Every token could be a sequence of its own; pages that no batch needs stay address space.
+  memory_ = arena.take(DType::kU8, {layers, tokens, static_cast<int64_t>(page_bytes_)});
+  for (int layer = 0; layer < shape.layers; ++layer) {
+    const int at = layers == 1 ? 0 : layer;
+    views_.push_back({.pages = static_cast<std::byte*>(memory_.data) +
+                               static_cast<size_t>(at * tokens) * page_bytes_,
+                      .dtype = type,
+                      .kv_heads = shape.kv_heads,
+                      .head_width = shape.head_width});
+  }
+}
+
+void LocalKv::assign(const Sequences& sequences) {
+  DEGU_DCHECK(sequences.rows() <= max_tokens_);
+  int64_t longest = 0;
+  for (int64_t s = 0; s < sequences.count(); ++s) longest = std::max(longest, sequences.length(s));
+  const int64_t max_pages = kv_pages_for(longest);
+  table_.assign(static_cast<size_t>(sequences.count() * max_pages), -1);
+  int32_t next = 0;
+  for (int64_t s = 0; s < sequences.count(); ++s) {
+    const int64_t pages = kv_pages_for(sequences.length(s));
+    for (int64_t b = 0; b < pages; ++b) table_[static_cast<size_t>(s * max_pages + b)] = next++;
+    if (sequences.length(s) % kKvPageKeys == 0) continue;
+    for (int layer = 0; layer < layers_; ++layer) {
+      std::memset(static_cast<std::byte*>(memory_.data) +
+                      static_cast<size_t>(layer * max_tokens_ + next - 1) * page_bytes_,
+                  0, page_bytes_);
+    }
+  }
+  for (KvView& view : views_) {
+    view.table = table_;
+    view.max_pages = max_pages;
+  }
+}
+
+}  // namespace degu

@@ -1,0 +1,242 @@
+#include "model/parameters.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "base/random.h"
+#include "kernels/api/elementwise.h"
+
+namespace degu {
+namespace {
+
+// Builds the list of specs; knows muP's table.
+class SpecList {
+ public:
+  explicit SpecList(const ModelShape& shape) : s_(shape) {
+    if (s_.mup_base_width > 0) {
+      // The hidden width that a dense block of the base width would have.
+      ModelShape base;
+      base.width = s_.mup_base_width;
+      base.heads = 1;
+      base_ffn_ = base.resolved().ffn_width;
+    }
+  }
+
+  void embedding(const std::string& name, ParameterRole role) {
+    specs_.push_back({.name = name,
+                      .shape = {s_.vocab, s_.width},
+                      .role = role,
+                      .init_std = s_.init_std,
+                      .decay = role == ParameterRole::kHead});
+  }
+  void gain(const std::string& name, int64_t width) {
+    specs_.push_back({.name = name, .shape = {width}, .role = ParameterRole::kGain});
+  }
+  void state(const std::string& name, int64_t width) {
+    specs_.push_back({.name = name, .shape = {width}, .role = ParameterRole::kState});
+  }
+  void router(const std::string& name) {
+    specs_.push_back({.name = name,
+                      .shape = {s_.moe.experts, s_.width},
+                      .role = ParameterRole::kRouter,
+                      .init_std = s_.init_std,
+                      .decay = true});
+  }
+  // `residual`: the product is added to the residual stream, whose variance would grow with depth.
+  void matrix(const std::string& name, int64_t experts, int64_t outputs, int64_t inner,
+              int64_t base_inner, bool residual) {
+    const double ratio = s_.mup_base_width > 0
+                             ? static_cast<double>(base_inner) / static_cast<double>(inner)
+                             : 1.0;
+    const double depth = residual ? 1.0 / std::sqrt(2.0 * s_.layers) : 1.0;
+    specs_.push_back({.name = name,
+                      .shape = experts > 0 ? Shape{experts, outputs, inner} : Shape{outputs, inner},
+                      .role = experts > 0 ? ParameterRole::kExperts : ParameterRole::kMatrix,
+                      .init_std = s_.init_std * std::sqrt(ratio) * depth,
+                      .rate_multiplier = ratio,
+                      .decay = true});
+  }
+
+  void block(int layer) {
+    const std::string name = "blocks." + std::to_string(layer) + ".";
+    const int64_t d = s_.width;
+    const int64_t queries = int64_t{s_.heads} * s_.head_width;
+    const int64_t keys = int64_t{s_.kv_heads} * s_.head_width;
+    const int64_t base = s_.mup_base_width;
+    gain(name + "attention_norm", d);
+    matrix(name + "attention.wq", 0, queries, d, base, false);
+    matrix(name + "attention.wk", 0, keys, d, base, false);
+    matrix(name + "attention.wv", 0, keys, d, base, false);
+    matrix(name + "attention.wo", 0, d, queries, base, true);
+    if (s_.qk_norm) {
+      gain(name + "attention.q_norm", s_.head_width);
+      gain(name + "attention.k_norm", s_.head_width);
+    }
+    gain(name + "ffn_norm", d);
+    if (!s_.is_moe_layer(layer)) {
+      swiglu(name + "ffn.", "", 0, s_.ffn_width);
+      return;
+    }
+    if (s_.moe.router != RouterKind::kHash) {
+      router(name + "moe.router");
+      state(name + "moe.router_bias", s_.moe.experts);
+    }
+    swiglu(name + "moe.", "", s_.moe.experts, s_.moe.expert_width);
+    if (s_.moe.shared_experts > 0) {
+      swiglu(name + "moe.", "shared_", 0, int64_t{s_.moe.shared_experts} * s_.moe.expert_width);
+    }
+  }
+
+  std::vector<ParameterSpec> take() { return std::move(specs_); }
+
+ private:
+  void swiglu(const std::string& folder, const std::string& prefix, int64_t experts, int64_t width) {
+    matrix(folder + prefix + "gate", experts, width, s_.width, s_.mup_base_width, false);
+    matrix(folder + prefix + "up", experts, width, s_.width, s_.mup_base_width, false);
+    matrix(folder + prefix + "down", experts, s_.width, width, base_ffn_, true);
+  }
+
+  const ModelShape& s_;
+  int64_t base_ffn_ = 0;
+  std::vector<ParameterSpec> specs_;
+};
+
+RegionKind region_of(const ParameterSpec& spec) {
+  switch (spec.role) {
+    case ParameterRole::kEmbedding:
+      return RegionKind::kEmbedding;
+    case ParameterRole::kHead:
+      return RegionKind::kHead;
+    case ParameterRole::kExperts:
+      return RegionKind::kExperts;
+    default:
+      return RegionKind::kDense;
+  }
+}
+
+Shape local_shape(const ParameterSpec& spec, ExpertRange experts) {
+  if (spec.role != ParameterRole::kExperts) return spec.shape;
+  return {experts.count, spec.shape[1], spec.shape[2]};
+}
+
+}  // namespace
+
+std::vector<ParameterSpec> parameter_specs(const ModelShape& shape) {
+  SpecList list(shape);
+  list.embedding("embedding", ParameterRole::kEmbedding);
+  for (int layer = 0; layer < shape.layers; ++layer) list.block(layer);
+  list.gain("final_norm", shape.width);
+  if (!shape.tied_head) list.embedding("head", ParameterRole::kHead);
+  return list.take();
+}
+
+ParameterSet::ParameterSet(const Context& context, const ModelShape& shape, DType activation,
+                           ExpertRange experts, bool training)
+    : shape_(shape), activation_(activation), experts_(experts), training_(training) {
+  for (const ParameterSpec& spec : parameter_specs(shape_)) {
+    parameters_.push_back(std::make_unique<Parameter>());
+    parameters_.back()->spec = spec;
+  }
+  for (RegionKind kind :
+       {RegionKind::kDense, RegionKind::kEmbedding, RegionKind::kHead, RegionKind::kExperts}) {
+    Region region{.kind = kind, .members = {}, .offsets = {0}, .values = {}};
+    for (const auto& parameter : parameters_) {
+      if (region_of(parameter->spec) != kind) continue;
+      region.members.push_back(parameter.get());
+      region.offsets.push_back(region.offsets.back() +
+                               local_shape(parameter->spec, experts_).elements());
+    }
+    if (region.members.empty()) continue;
+    region.values = Tensor(DType::kF32, {region.elements()});
+    for (size_t i = 0; i < region.members.size(); ++i) {
+      Parameter& p = *region.members[i];
+      const Shape local = local_shape(p.spec, experts_);
+      p.value = region.values.view().rows(region.offsets[i], local.elements()).reshaped(local);
+    }
+    regions_.push_back(std::move(region));
+  }
+  for (const auto& p : parameters_) {
+    if (p->spec.role == ParameterRole::kEmbedding) {
+      packings_.emplace_back(activation_, p->spec.shape);
+      p->table = packings_.back();
+    }
+    if (!is_packed(*p)) continue;
+    const Shape local = local_shape(p->spec, experts_);
+    const int64_t count = local.rank() == 3 ? local[0] : 1;
+    const int64_t outputs = local[local.rank() - 2];
+    const int64_t inner = local[local.rank() - 1];
+    const Scheme scheme = p->spec.role == ParameterRole::kRouter ? Scheme::kFp32
+                                                                 : training_scheme(activation_);
+    auto reserve = [&](PackedWeight& packed, int64_t to, int64_t from) {
+      const size_t bytes = packed_bytes(context, scheme, count, to, from);
+      packings_.emplace_back(DType::kU8, Shape{static_cast<int64_t>(bytes)});
+      packed.scheme = scheme;
+      packed.bytes = packings_.back().view().data;
+    };
+    reserve(p->forward, outputs, inner);
+    if (training_) reserve(p->backward, inner, outputs);
+  }
+}
+
+bool ParameterSet::is_packed(const Parameter& parameter) const {
+  switch (parameter.spec.role) {
+    case ParameterRole::kEmbedding:
+      return shape_.tied_head;
+    case ParameterRole::kGain:
+    case ParameterRole::kState:
+      return false;
+    default:
+      return true;
+  }
+}
+
+Parameter* ParameterSet::find(std::string_view name) {
+  for (const auto& parameter : parameters_) {
+    if (parameter->spec.name == name) return parameter.get();
+  }
+  return nullptr;
+}
+
+Parameter& ParameterSet::get(std::string_view name) {
+  Parameter* parameter = find(name);
+  if (parameter == nullptr) throw DataError("the model has no tensor named {}", name);
+  return *parameter;
+}
+
+void ParameterSet::initialise(Context& context, uint64_t seed) {
+  constexpr int64_t kChunk = 4096;
+  for (const auto& p : parameters_) {
+    const View<float> value = p->value.as<float>();
+    const ParameterSpec& spec = p->spec;
+    const int64_t first = spec.role == ParameterRole::kExperts
+                              ? experts_.begin * spec.shape[1] * spec.shape[2]
+                              : 0;
+    const float constant = spec.role == ParameterRole::kGain ? 1.0f : 0.0f;
+    const RandomStream stream(seed, spec.name);
+    context.parallel_for((value.elements() + kChunk - 1) / kChunk, [&](int64_t chunk, int) {
+      const int64_t end = std::min(value.elements(), (chunk + 1) * kChunk);
+      for (int64_t i = chunk * kChunk; i < end; ++i) {
+        value[i] = spec.init_std > 0
+                       ? static_cast<float>(spec.init_std *
+                                            stream.normal(static_cast<uint64_t>(first + i)))
+                       : constant;
+      }
+    });
+  }
+}
+
+void ParameterSet::pack(Context& context) {
+  for (const auto& p : parameters_) {
+    if (p->table) cast(context, p->value, p->table);
+    if (!is_packed(*p)) continue;
+    p->forward = pack_weight(context, p->value, p->forward.scheme, Orientation::kForward,
+                             p->forward.bytes);
+    if (training_) {
+      p->backward = pack_weight(context, p->value, p->backward.scheme, Orientation::kBackward,
+                                p->backward.bytes);
+    }
+  }
+}
+
+}  // namespace degu

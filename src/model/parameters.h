@@ -1,0 +1,74 @@
+// All trained tensors of a model on one rank.
+//
+// Values live in a few flat fp32 regions, so that gradients, optimizer state and exchanges between ranks
+// are a handful of long vectors. Products read packings of the values; `pack` refreshes them.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "nn/parameter.h"
+#include "shape/model_shape.h"
+#include "tensor/tensor.h"
+
+namespace degu {
+
+// Every tensor of the model in a fixed order, with its initialisation and its place in muP
+// (Yang et al. 2022, arXiv 2203.03466). `shape` is resolved.
+std::vector<ParameterSpec> parameter_specs(const ModelShape& shape);
+
+// Which experts a rank of the expert-parallel group holds.
+struct ExpertRange {
+  int64_t begin = 0;
+  int64_t count = 0;
+};
+
+// Parameters whose values, gradients and optimizer state travel together.
+enum class RegionKind { kDense, kEmbedding, kHead, kExperts };
+
+struct Region {
+  RegionKind kind;
+  std::vector<Parameter*> members;
+  std::vector<int64_t> offsets;  // of each member, in elements; the region's size last
+  Tensor values;                 // fp32
+
+  int64_t elements() const { return offsets.back(); }
+};
+
+class ParameterSet {
+ public:
+  // `training`: keep the packings that the backward pass reads.
+  ParameterSet(const Context& context, const ModelShape& shape, DType activation, ExpertRange experts,
+               bool training);
+  ParameterSet(const ParameterSet&) = delete;
+  ParameterSet& operator=(const ParameterSet&) = delete;
+
+  const ModelShape& shape() const { return shape_; }
+  DType activation() const { return activation_; }
+  ExpertRange experts() const { return experts_; }
+  std::vector<std::unique_ptr<Parameter>>& all() { return parameters_; }
+  std::vector<Region>& regions() { return regions_; }
+  Parameter* find(std::string_view name);        // null when the model has none of that name
+  Parameter& get(std::string_view name);         // DataError instead of null
+  Parameter& head() { return get(shape_.tied_head ? "embedding" : "head"); }
+
+  // Normal numbers from (seed, tensor name, element of the whole tensor): the same on every layout.
+  void initialise(Context& context, uint64_t seed);
+  // Values → packings and tables.
+  void pack(Context& context);
+
+ private:
+  bool is_packed(const Parameter& parameter) const;
+
+  ModelShape shape_;
+  DType activation_;
+  ExpertRange experts_;
+  bool training_;
+  std::vector<std::unique_ptr<Parameter>> parameters_;
+  std::vector<Region> regions_;
+  std::vector<Tensor> packings_;
+};
+
+}  // namespace degu

@@ -1,0 +1,141 @@
+#include "model/transformer.h"
+
+#include "kernels/api/embedding.h"
+#include "kernels/api/rmsnorm.h"
+
+namespace degu {
+namespace {
+
+AttentionParameters attention_parameters(ParameterSet& all, const std::string& block) {
+  const std::string name = block + "attention.";
+  return {.norm = &all.get(block + "attention_norm"),
+          .wq = &all.get(name + "wq"),
+          .wk = &all.get(name + "wk"),
+          .wv = &all.get(name + "wv"),
+          .wo = &all.get(name + "wo"),
+          .q_norm = all.find(name + "q_norm"),
+          .k_norm = all.find(name + "k_norm")};
+}
+
+FeedForwardParameters feed_forward_parameters(ParameterSet& all, const std::string& prefix) {
+  return {.gate = all.find(prefix + "gate"),
+          .up = all.find(prefix + "up"),
+          .down = all.find(prefix + "down")};
+}
+
+MoeParameters moe_parameters(ParameterSet& all, const std::string& prefix) {
+  return {.router = {.weight = all.find(prefix + "router"), .bias = all.find(prefix + "router_bias")},
+          .gate = &all.get(prefix + "gate"),
+          .up = &all.get(prefix + "up"),
+          .down = &all.get(prefix + "down"),
+          .shared = feed_forward_parameters(all, prefix + "shared_")};
+}
+
+}  // namespace
+
+Transformer::Transformer(ParameterSet& parameters, Communicator* expert_group, bool unit_slots)
+    : shape_(parameters.shape()), parameters_(parameters) {
+  for (int layer = 0; layer < shape_.layers; ++layer) {
+    const std::string name = "blocks." + std::to_string(layer) + ".";
+    Block block{.attention = AttentionLayer(shape_, attention_parameters(parameters, name)),
+                .ffn_norm = &parameters.get(name + "ffn_norm"),
+                .dense = std::nullopt,
+                .moe = nullptr};
+    if (shape_.is_moe_layer(layer)) {
+      block.moe = std::make_unique<MoeLayer>(shape_, moe_parameters(parameters, name + "moe."),
+                                             expert_group, unit_slots);
+    } else {
+      block.dense.emplace(feed_forward_parameters(parameters, name + "ffn."));
+    }
+    blocks_.push_back(std::move(block));
+  }
+}
+
+float Transformer::logit_multiplier() const {
+  if (shape_.mup_base_width == 0) return 1.0f;
+  return static_cast<float>(shape_.mup_base_width) / static_cast<float>(shape_.width);
+}
+
+Activations Transformer::take(Arena& arena, int64_t tokens, int64_t balance_groups,
+                              bool keep_for_backward) const {
+  const DType type = parameters_.activation();
+  const Shape stream{tokens, shape_.width};
+  auto take_block = [&](const Block& block) {
+    BlockActivations a;
+    a.attention = AttentionActivations::take(arena, shape_, type, tokens);
+    a.x_mid_TD = arena.take(type, stream);
+    a.inv_T = arena.take(DType::kF32, {tokens});
+    a.h_TD = arena.take(type, stream);
+    if (block.moe) a.moe = block.moe->take(arena, type, tokens, balance_groups);
+    if (block.dense) a.dense = FeedForwardActivations::take(arena, type, tokens, shape_.ffn_width);
+    return a;
+  };
+  Activations saved;
+  saved.x_LTD.push_back(arena.take(type, stream));
+  const size_t start = arena.mark();
+  size_t end = start;
+  for (const Block& block : blocks_) {
+    if (!keep_for_backward) arena.release(start);
+    saved.blocks.push_back(take_block(block));
+    saved.x_LTD.push_back(keep_for_backward ? arena.take(type, stream) : saved.x_LTD.front());
+    end = std::max(end, arena.mark());
+  }
+  arena.release(end);
+  saved.inv_T = arena.take(DType::kF32, {tokens});
+  saved.h_TD = arena.take(type, stream);
+  return saved;
+}
+
+void Transformer::forward(Context& context, const Batch& batch, const TokenGroups& groups,
+                          const BalanceWeights& weights, Activations& saved) const {
+  const int64_t tokens = batch.tokens();
+  auto rows = [&](AnyView view) { return view.rows(0, tokens); };
+  embedding(context, parameters_.get("embedding").table, batch.tokens_T, rows(saved.x_LTD[0]));
+  for (size_t l = 0; l < blocks_.size(); ++l) {
+    const Block& block = blocks_[l];
+    BlockActivations& a = saved.blocks[l];
+    const AnyView x = rows(saved.x_LTD[l]);
+    const AnyView x_mid = rows(a.x_mid_TD);
+    const AnyView y = rows(saved.x_LTD[l + 1]);
+    block.attention.forward(context, x, batch, batch.kv_L[l], a.attention.rows(tokens), x_mid);
+    rmsnorm(context, x_mid, block.ffn_norm->value, shape_.norm_eps, rows(a.h_TD), rows(a.inv_T));
+    if (block.moe) {
+      block.moe->forward(context, rows(a.h_TD), x_mid, batch, groups, weights, a.moe, y);
+    } else {
+      block.dense->forward(context, rows(a.h_TD), x_mid, a.dense.rows(tokens), y);
+    }
+  }
+  rmsnorm(context, rows(saved.x_LTD.back()), parameters_.get("final_norm").value, shape_.norm_eps,
+          rows(saved.h_TD), rows(saved.inv_T));
+}
+
+void Transformer::backward(Context& context, const Batch& batch, const TokenGroups& groups,
+                           const BalanceWeights& weights, Activations& saved, AnyView dh_TD) const {
+  const ScratchScope scope(context.scratch());
+  const int64_t tokens = batch.tokens();
+  const UnitSegments& units = groups.units;
+  auto rows = [&](AnyView view) { return view.rows(0, tokens); };
+  const AnyView dx = dh_TD;  // the residual stream's gradient, in place throughout
+  const AnyView dh = context.scratch().take(dh_TD.dtype, dh_TD.shape);
+
+  Parameter& last = parameters_.get("final_norm");
+  rmsnorm_backward(context, dh_TD, rows(saved.x_LTD.back()), last.value, rows(saved.inv_T), units,
+                   AnyView{}, dx, last.gradient, last.write);
+  for (size_t l = blocks_.size(); l-- > 0;) {
+    const Block& block = blocks_[l];
+    BlockActivations& a = saved.blocks[l];
+    if (block.moe) {
+      block.moe->backward(context, dx, rows(a.h_TD), groups, weights, a.moe, dh);
+    } else {
+      block.dense->backward(context, dx, rows(a.h_TD), units, a.dense.rows(tokens), AnyView{}, dh);
+    }
+    rmsnorm_backward(context, dh, rows(a.x_mid_TD), block.ffn_norm->value, rows(a.inv_T), units, dx,
+                     dx, block.ffn_norm->gradient, block.ffn_norm->write);
+    block.attention.backward(context, dx, rows(saved.x_LTD[l]), batch, batch.kv_L[l], units,
+                             a.attention.rows(tokens), dx);
+  }
+  Parameter& table = parameters_.get("embedding");
+  embedding_backward(context, dx, batch.tokens_T, units, table.gradient, table.write);
+}
+
+}  // namespace degu

@@ -1,0 +1,72 @@
+// The decoder-only transformer: one forward pass for training, evaluation, prefill and decode.
+//
+//   x = embedding(tokens);  per block: x += attention(norm(x));  x += ffn_or_moe(norm(x));  h = norm(x)
+//
+// The output matrix and the loss are in nn/head.h: the caller decides which rows want logits.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "model/local_kv.h"
+#include "model/parameters.h"
+#include "moe/layer.h"
+#include "nn/attention_layer.h"
+#include "nn/feed_forward.h"
+
+namespace degu {
+
+struct BlockActivations {
+  AttentionActivations attention;
+  AnyView x_mid_TD;  // after attention
+  AnyView inv_T;     // 1 / rms of x_mid
+  AnyView h_TD;      // norm(x_mid)
+  FeedForwardActivations dense;
+  MoeActivations moe;
+};
+
+// Everything one pass over at most `tokens` tokens leaves behind. For a backward pass every block has its
+// own memory; otherwise all blocks share one.
+struct Activations {
+  std::vector<AnyView> x_LTD;  // the residual stream before each block, and after the last
+  std::vector<BlockActivations> blocks;
+  AnyView inv_T;               // of the last norm
+  AnyView h_TD;                // what the head reads
+};
+
+class Transformer {
+ public:
+  // `expert_group`: the ranks over which experts are spread; null: all here. `unit_slots`: weight
+  // gradients of experts keep one slot per source rank (moe/dispatch.h).
+  Transformer(ParameterSet& parameters, Communicator* expert_group, bool unit_slots);
+
+  const ModelShape& shape() const { return shape_; }
+  // muP's factor on the logits.
+  float logit_multiplier() const;
+
+  Activations take(Arena& arena, int64_t tokens, int64_t balance_groups, bool keep_for_backward) const;
+
+  // Leaves h_TD in `saved`. Collective over the expert group. Without `groups.units` being more than one
+  // unit the pass is the same; groups matter to the balancing losses, capacity and gradients only.
+  void forward(Context& context, const Batch& batch, const TokenGroups& groups,
+               const BalanceWeights& weights, Activations& saved) const;
+
+  // From dh_TD (overwritten) to the gradient of every weight but the head's.
+  void backward(Context& context, const Batch& batch, const TokenGroups& groups,
+                const BalanceWeights& weights, Activations& saved, AnyView dh_TD) const;
+
+ private:
+  struct Block {
+    AttentionLayer attention;
+    Parameter* ffn_norm;
+    std::optional<FeedForward> dense;
+    std::unique_ptr<MoeLayer> moe;
+  };
+
+  ModelShape shape_;
+  ParameterSet& parameters_;
+  std::vector<Block> blocks_;
+};
+
+}  // namespace degu
