@@ -22,12 +22,15 @@ struct RouterOptions {
 // gate_TK = score of the chosen (bias not included), / their sum when renormalize, * gate_scale  fp32
 // lse_T = log sum_e exp(logit_TE)                                           fp32, for the router z-loss
 // bias_E: fp32 or a null view (auxiliary-loss-free balancing, Wang et al. 2024, arXiv 2408.15664).
+// A token with a NaN or +inf logit gets NaN scores, gates and lse (softmax; with sigmoid a NaN logit gives a
+// NaN score and lse, +inf a score of 1), so its loss and gradients are not finite and the step is skipped;
+// its experts are still K different valid ones, a NaN counting as the smallest. -inf logits score 0.
 void router_topk(Context& context, AnyView logit_TE, AnyView bias_E, const RouterOptions& options,
                  AnyView score_TE, AnyView expert_TK, AnyView gate_TK, AnyView lse_T);
 
 // dlogit_TE from dgate_TK, from dscore_GE (null view: none; row t belongs to balance group g when
-// group_offsets[g] <= t < group_offsets[g+1]; softmax: derivative of the mean score; sigmoid: of the mean
-// of score / sum_e score), and from the z-loss: adds 2 * dz * lse_T[t] * softmax(logit_TE).
+// group_offsets[g] <= t < group_offsets[g+1]; the loss's gradient with respect to score_sum_GE of
+// router_balance), and from the z-loss: adds 2 * dz * lse_T[t] * softmax(logit_TE).
 void router_topk_backward(Context& context, AnyView logit_TE, AnyView score_TE, AnyView expert_TK,
                           AnyView gate_TK, AnyView lse_T, AnyView dgate_TK, AnyView dscore_GE,
                           std::span<const int64_t> group_offsets, float dz,

@@ -1,0 +1,108 @@
+#include "kernels/api/permute.h"
+
+#include "kernels/api/check.h"
+#include "kernels/cpu/permute.h"
+
+namespace degu {
+namespace {
+
+const PermuteKernels& kernels(const Context& context) {
+  return cpu::kernels_for<PermuteKernels>(context.isa());
+}
+
+// Every index is in [least, limit).
+void indices(const char* op, const char* name, const AnyView& view, int32_t least, int64_t limit) {
+  const auto* index = static_cast<const int32_t*>(view.data);
+  const int64_t n = view.elements();
+  bool good = true;
+  for (int64_t i = 0; i < n; ++i) good &= index[i] >= least && index[i] < limit;
+  for (int64_t i = 0; !good && i < n; ++i) {
+    if (index[i] < least || index[i] >= limit) {
+      throw ShapeError("{}: {}[{}] is {}, must be in [{}, {})", op, name, i, index[i], least, limit);
+    }
+  }
+}
+
+void matrix(const char* op, const char* name, const AnyView& view) {
+  if (view.shape.rank() != 2) {
+    throw ShapeError("{}: {} is {}, must have two dimensions", op, name, view.shape.str());
+  }
+}
+
+// gate_TK-like: fp32 of row_TK's shape.
+void per_slot(const Context& context, const char* op, const char* name, const AnyView& view,
+              const AnyView& row_TK) {
+  check::type(context, op, name, view, {DType::kF32});
+  check::elements(op, name, view, row_TK.elements());
+}
+
+}  // namespace
+
+int64_t route_plan(Context& context, AnyView expert_TK, int64_t experts, int64_t capacity,
+                   std::span<const int64_t> group_offsets, std::span<int64_t> offsets_E,
+                   AnyView row_TK, AnyView token_R) {
+  constexpr const char* kOp = "route_plan";
+  check::type(context, kOp, "expert_TK", expert_TK, {DType::kI32});
+  matrix(kOp, "expert_TK", expert_TK);
+  check::same(context, kOp, "row_TK", row_TK, "expert_TK", expert_TK);
+  check::type(context, kOp, "token_R", token_R, {DType::kI32});
+  if (token_R.elements() < expert_TK.elements()) {
+    throw ShapeError("{}: token_R holds {}, must hold T * K = {}", kOp, token_R.elements(),
+                     expert_TK.elements());
+  }
+  if (experts < 1 || static_cast<int64_t>(offsets_E.size()) != experts + 1) {
+    throw ShapeError("{}: {} offsets for {} experts, must be one more", kOp, offsets_E.size(), experts);
+  }
+  if (capacity < 0) throw ShapeError("{}: capacity is {}, must be 0 (keep all) or more", kOp, capacity);
+  if (capacity > 0 && (group_offsets.empty() || group_offsets.front() != 0 ||
+                       group_offsets.back() != expert_TK.dim(0))) {
+    throw ShapeError("{}: capacity groups must run from token 0 to {}", kOp, expert_TK.dim(0));
+  }
+  indices(kOp, "expert_TK", expert_TK, 0, experts);
+  return kernels(context).route_plan(context, expert_TK, experts, capacity, group_offsets, offsets_E,
+                                     row_TK, token_R);
+}
+
+void gather_rows(Context& context, AnyView x_TD, AnyView source_R, AnyView y_RD) {
+  constexpr const char* kOp = "gather_rows";
+  check::floating(context, kOp, "x_TD", x_TD);
+  check::type(context, kOp, "source_R", source_R, {DType::kI32});
+  check::type(context, kOp, "y_RD", y_RD, {x_TD.dtype});
+  matrix(kOp, "x_TD", x_TD);
+  check::elements(kOp, "y_RD", y_RD, source_R.elements() * x_TD.dim(1));
+  indices(kOp, "source_R", source_R, 0, x_TD.dim(0));
+  kernels(context).gather_rows(context, x_TD, source_R, y_RD);
+}
+
+void combine(Context& context, AnyView x_RD, AnyView row_TK, AnyView gate_TK, AnyView add_TD,
+             AnyView y_TD) {
+  constexpr const char* kOp = "combine";
+  check::floating(context, kOp, "x_RD", x_RD);
+  check::type(context, kOp, "row_TK", row_TK, {DType::kI32});
+  check::type(context, kOp, "y_TD", y_TD, {x_RD.dtype});
+  matrix(kOp, "x_RD", x_RD);
+  matrix(kOp, "row_TK", row_TK);
+  check::elements(kOp, "y_TD", y_TD, row_TK.dim(0) * x_RD.dim(1));
+  if (gate_TK) per_slot(context, kOp, "gate_TK", gate_TK, row_TK);
+  if (add_TD) check::same(context, kOp, "add_TD", add_TD, "y_TD", y_TD);
+  indices(kOp, "row_TK", row_TK, -1, x_RD.dim(0));
+  kernels(context).combine(context, x_RD, row_TK, gate_TK, add_TD, y_TD);
+}
+
+void combine_backward(Context& context, AnyView dy_TD, AnyView x_RD, AnyView row_TK,
+                      AnyView gate_TK, AnyView dx_RD, AnyView dgate_TK) {
+  constexpr const char* kOp = "combine_backward";
+  check::floating(context, kOp, "x_RD", x_RD);
+  check::type(context, kOp, "row_TK", row_TK, {DType::kI32});
+  check::type(context, kOp, "dy_TD", dy_TD, {x_RD.dtype});
+  matrix(kOp, "x_RD", x_RD);
+  matrix(kOp, "row_TK", row_TK);
+  check::elements(kOp, "dy_TD", dy_TD, row_TK.dim(0) * x_RD.dim(1));
+  check::same(context, kOp, "dx_RD", dx_RD, "x_RD", x_RD);
+  if (gate_TK) per_slot(context, kOp, "gate_TK", gate_TK, row_TK);
+  per_slot(context, kOp, "dgate_TK", dgate_TK, row_TK);
+  indices(kOp, "row_TK", row_TK, -1, x_RD.dim(0));
+  kernels(context).combine_backward(context, dy_TD, x_RD, row_TK, gate_TK, dx_RD, dgate_TK);
+}
+
+}  // namespace degu

@@ -1,0 +1,95 @@
+#include "kernels/api/router.h"
+
+#include "kernels/api/check.h"
+#include "kernels/cpu/router.h"
+
+namespace degu {
+namespace {
+
+const RouterKernels& kernels(const Context& context) {
+  return cpu::kernels_for<RouterKernels>(context.isa());
+}
+
+void fits(const Context& context, const char* op, const char* name, const AnyView& view, DType type,
+          Shape shape) {
+  check::type(context, op, name, view, {type});
+  if (view.elements() != shape.elements() ||
+      (view.shape.rank() > 1 && view.shape[view.shape.rank() - 1] != shape[shape.rank() - 1])) {
+    throw ShapeError("{}: {} is {}, must be {}", op, name, view.shape.str(), shape.str());
+  }
+}
+
+// T and E of a token-by-expert matrix.
+Shape tokens_by_experts(const char* op, const char* name, const AnyView& view, int64_t top_k) {
+  if (view.shape.rank() != 2) {
+    throw ShapeError("{}: {} is {}, must be [T, E]", op, name, view.shape.str());
+  }
+  if (top_k < 1 || top_k > view.dim(1)) {
+    throw ShapeError("{}: top_k is {}, must be from 1 to the {} experts", op, top_k, view.dim(1));
+  }
+  return view.shape;
+}
+
+void token_groups(const char* op, std::span<const int64_t> offsets, int64_t tokens) {
+  bool good = !offsets.empty() && offsets.front() == 0 && offsets.back() == tokens;
+  for (size_t g = 0; good && g + 1 < offsets.size(); ++g) good = offsets[g] <= offsets[g + 1];
+  if (!good) throw ShapeError("{}: balance groups must run from token 0 to {}", op, tokens);
+}
+
+}  // namespace
+
+void router_topk(Context& context, AnyView logit_TE, AnyView bias_E, const RouterOptions& options,
+                 AnyView score_TE, AnyView expert_TK, AnyView gate_TK, AnyView lse_T) {
+  constexpr const char* kOp = "router_topk";
+  const Shape te = tokens_by_experts(kOp, "logit_TE", logit_TE, options.top_k);
+  fits(context, kOp, "logit_TE", logit_TE, DType::kF32, te);
+  if (bias_E) fits(context, kOp, "bias_E", bias_E, DType::kF32, {te[1]});
+  fits(context, kOp, "score_TE", score_TE, DType::kF32, te);
+  fits(context, kOp, "expert_TK", expert_TK, DType::kI32, {te[0], options.top_k});
+  fits(context, kOp, "gate_TK", gate_TK, DType::kF32, {te[0], options.top_k});
+  fits(context, kOp, "lse_T", lse_T, DType::kF32, {te[0]});
+  kernels(context).topk(context, logit_TE, bias_E, options, score_TE, expert_TK, gate_TK, lse_T);
+}
+
+void router_topk_backward(Context& context, AnyView logit_TE, AnyView score_TE, AnyView expert_TK,
+                          AnyView gate_TK, AnyView lse_T, AnyView dgate_TK, AnyView dscore_GE,
+                          std::span<const int64_t> group_offsets, float dz,
+                          const RouterOptions& options, AnyView dlogit_TE) {
+  constexpr const char* kOp = "router_topk_backward";
+  const Shape te = tokens_by_experts(kOp, "logit_TE", logit_TE, options.top_k);
+  const Shape tk = {te[0], options.top_k};
+  fits(context, kOp, "logit_TE", logit_TE, DType::kF32, te);
+  fits(context, kOp, "score_TE", score_TE, DType::kF32, te);
+  fits(context, kOp, "expert_TK", expert_TK, DType::kI32, tk);
+  fits(context, kOp, "gate_TK", gate_TK, DType::kF32, tk);
+  fits(context, kOp, "lse_T", lse_T, DType::kF32, {te[0]});
+  fits(context, kOp, "dgate_TK", dgate_TK, DType::kF32, tk);
+  fits(context, kOp, "dlogit_TE", dlogit_TE, DType::kF32, te);
+  if (dscore_GE) {
+    token_groups(kOp, group_offsets, te[0]);
+    const auto groups = static_cast<int64_t>(group_offsets.size()) - 1;
+    fits(context, kOp, "dscore_GE", dscore_GE, DType::kF32, {groups, te[1]});
+  }
+  kernels(context).topk_backward(context, logit_TE, score_TE, expert_TK, lse_T, dgate_TK, dscore_GE,
+                                 group_offsets, dz, options, dlogit_TE);
+}
+
+void router_balance(Context& context, AnyView score_TE, AnyView expert_TK,
+                    std::span<const int64_t> group_offsets, Score score, AnyView count_GE,
+                    AnyView score_sum_GE) {
+  constexpr const char* kOp = "router_balance";
+  const Shape te = tokens_by_experts(kOp, "score_TE", score_TE, 1);
+  fits(context, kOp, "score_TE", score_TE, DType::kF32, te);
+  if (expert_TK.shape.rank() != 2) {
+    throw ShapeError("{}: expert_TK is {}, must be [T, K]", kOp, expert_TK.shape.str());
+  }
+  fits(context, kOp, "expert_TK", expert_TK, DType::kI32, {te[0], expert_TK.dim(1)});
+  token_groups(kOp, group_offsets, te[0]);
+  const Shape ge = {static_cast<int64_t>(group_offsets.size()) - 1, te[1]};
+  fits(context, kOp, "count_GE", count_GE, DType::kI64, ge);
+  fits(context, kOp, "score_sum_GE", score_sum_GE, DType::kF32, ge);
+  kernels(context).balance(context, score_TE, expert_TK, group_offsets, score, count_GE,
+                           score_sum_GE);
+}
+
+}  // namespace degu

@@ -1,0 +1,23 @@
+// Entry points of kernels/api/router.h per instruction set.
+#pragma once
+
+#include <span>
+
+#include "kernels/api/router.h"
+#include "kernels/cpu/isa.h"
+
+namespace degu {
+
+struct RouterKernels {
+  void (*topk)(Context&, AnyView logit_TE, AnyView bias_E, const RouterOptions&, AnyView score_TE,
+               AnyView expert_TK, AnyView gate_TK, AnyView lse_T);
+  void (*topk_backward)(Context&, AnyView logit_TE, AnyView score_TE, AnyView expert_TK,
+                        AnyView lse_T, AnyView dgate_TK, AnyView dscore_GE,
+                        std::span<const int64_t> group_offsets, float dz, const RouterOptions&,
+                        AnyView dlogit_TE);
+  void (*balance)(Context&, AnyView score_TE, AnyView expert_TK,
+                  std::span<const int64_t> group_offsets, Score, AnyView count_GE,
+                  AnyView score_sum_GE);
+};
+
+}  // namespace degu
