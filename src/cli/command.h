@@ -14,7 +14,7 @@ using Action = std::function<ExitCode()>;
 
 struct Command {
   const char* name;
-  const char* summary;            // one line for `degu --help`
+  const char* summary;              // one line for `degu --help`
   Action (*attach)(CLI::App& app);  // declares the options, returns what to run
 };
 

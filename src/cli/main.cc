@@ -1,17 +1,13 @@
 // The command line: the table of subcommands, and the one place where errors end the process.
-#include <mpi.h>
-
-#include <array>
 #include <cstdio>
 #include <map>
-#include <memory>
-#include <new>
 #include <string>
 #include <vector>
 
 #include "base/error.h"
 #include "base/log.h"
 #include "cli/command.h"
+#include "comm/world.h"
 
 namespace degu {
 namespace {
@@ -50,39 +46,13 @@ constexpr Command kCommands[] = {
 #endif
 };
 
-// With ranks running, an exit of one would leave the others waiting in a collective for ever.
-void end_other_ranks(ExitCode code) {
-  int started = 0;
-  int finished = 0;
-  MPI_Initialized(&started);
-  MPI_Finalized(&finished);
-  if (started == 0 || finished != 0) return;
-  int ranks = 1;
-  MPI_Comm_size(MPI_COMM_WORLD, &ranks);
-  if (ranks > 1) MPI_Abort(MPI_COMM_WORLD, static_cast<int>(code));
-}
-
-ExitCode fail(ExitCode code, const std::string& message) {
-  log_error("{}", message);
-  end_other_ranks(code);
-  return code;
-}
-
-ExitCode run_action(const Action& action) {
-  try {
-    const ExitCode code = action();
-    // A full disk behind `> result.json` shows only here.
-    if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
-      throw IoError("standard output cannot be written; check the disk or the pipe it goes to");
-    }
-    return code;
-  } catch (const Error& error) {
-    return fail(error.exit_code(), error.what());
-  } catch (const std::bad_alloc&) {
-    return fail(ExitCode::kFailure, "out of memory; use a smaller batch or model");
-  } catch (const std::exception& error) {
-    return fail(ExitCode::kFailure, fmt::format("internal error: {}", error.what()));
+// The command, then what a full disk behind `> result.json` would otherwise hide.
+ExitCode run_and_flush(const Action& action) {
+  const ExitCode code = action();
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+    throw IoError("standard output cannot be written; check the disk or the pipe it goes to");
   }
+  return code;
 }
 
 int run(int argc, char** argv) {
@@ -113,7 +83,7 @@ int run(int argc, char** argv) {
   }
   set_log_level(level);
   for (const auto& [sub, action] : attached) {
-    if (sub->parsed()) return static_cast<int>(run_action(action));
+    if (sub->parsed()) return run_as_job([&] { return run_and_flush(action); });
   }
   return static_cast<int>(ExitCode::kUsage);
 }
@@ -124,7 +94,8 @@ int run(int argc, char** argv) {
 int main(int argc, char** argv) {
   try {
     return degu::run(argc, argv);
-  } catch (const degu::Error& error) {  // a command could not even declare its options
-    return static_cast<int>(degu::fail(error.exit_code(), error.what()));
+  } catch (const std::exception& error) {  // a command could not even declare its options
+    std::fprintf(stderr, "degu: %s\n", error.what());
+    return static_cast<int>(degu::ExitCode::kFailure);
   }
 }

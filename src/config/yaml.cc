@@ -289,6 +289,22 @@ void YamlDocument::set(std::string_view assignment) {
   internal::assign_yaml(impl_->root, assignment);
 }
 
+bool YamlDocument::has(const std::string& key) const {
+  return impl_->root.find(key) != nullptr;
+}
+
+YamlDocument YamlDocument::part(const std::string& key) const {
+  const YamlNode* node = impl_->root.find(key);
+  if (node == nullptr)
+    throw ConfigError("{}: has no part \"{}:\"; add it or include it", impl_->root.file, key);
+  YamlNode root = *node;
+  if (root.kind == YamlNode::Kind::kNull) root.kind = YamlNode::Kind::kMap;
+  if (root.kind != YamlNode::Kind::kMap) {
+    throw ConfigError("{}: {} is {}, must be a map of keys", root.place(), key, root.shown());
+  }
+  return YamlDocument(std::make_unique<Impl>(Impl{std::move(root)}));
+}
+
 void YamlDocument::read(const std::function<void(Fields&)>& visit) const {
   Reader reader(impl_->root, /*checks=*/false);
   visit(reader);

@@ -38,6 +38,10 @@ class YamlDocument {
   // "train.steps=200" or "mixture.0.weight=2": sets one node as a later file would, creating maps
   // on the way; the value is parsed as YAML ("[1, 2]", "{a: 1}", "'text'").
   void set(std::string_view assignment);
+  // The map below a top-level key as a document of its own, for a command that reads one part of a
+  // run's file. ConfigError when there is none.
+  YamlDocument part(const std::string& key) const;
+  bool has(const std::string& key) const;
   // Visits `fields` with a reader over this document: once for values and unknown keys, then once
   // more for the structs' own checks.
   void read(const std::function<void(Fields&)>& visit) const;

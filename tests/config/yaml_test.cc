@@ -279,6 +279,19 @@ TEST_CASE("overrides set one value") {
   CHECK(config.color == Color::kRed);
 }
 
+TEST_CASE("one part of a document is a document") {
+  const YamlDocument document =
+      YamlDocument::from_text("other: 1\ninner:\n  top_k: 5\nnone:\n", "c.yaml");
+  CHECK(document.has("inner"));
+  CHECK_FALSE(document.has("top_k"));
+  CHECK(degu::read_config<Inner>(document.part("inner")).top_k == 5);
+  CHECK(degu::read_config<Inner>(document.part("none")).top_k == 2);
+  CHECK(message_of([&] { document.part("iner"); }) ==
+        R"(c.yaml: has no part "iner:"; add it or include it)");
+  CHECK(message_of([&] { document.part("other"); }) ==
+        R"(c.yaml:1: other is "1", must be a map of keys)");
+}
+
 TEST_CASE("bad overrides are refused") {
   struct Case {
     const char* assignment;

@@ -1,0 +1,192 @@
+// `degu info`: what a model costs before it is trained, or what this binary and machine are.
+#include <nlohmann/json.hpp>
+
+#include <cstdio>
+#include <fstream>
+#include <string>
+
+#include "base/cpu_info.h"
+#include "cli/command.h"
+#include "config/yaml.h"
+#include "shape/accounting.h"
+
+namespace degu {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+struct Options {
+  std::string path;
+  std::vector<std::string> overrides;
+  int64_t sequence = 0;
+  MemoryOptions memory;
+  bool fp32 = false;
+  bool json = false;
+};
+
+// "12 345 678" reads better than "12345678" in a column.
+std::string grouped(int64_t value) {
+  std::string digits = std::to_string(value);
+  for (auto i = static_cast<std::ptrdiff_t>(digits.size()) - 3; i > (value < 0 ? 1 : 0); i -= 3) {
+    digits.insert(static_cast<size_t>(i), 1, ' ');
+  }
+  return digits;
+}
+
+std::string grouped_bytes(double bytes) {
+  return grouped(static_cast<int64_t>(bytes + 0.5));
+}
+
+std::string processor_name() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);) {
+    if (line.starts_with("model name")) return line.substr(line.find(':') + 2);
+  }
+  return "unknown";
+}
+
+Json machine_json() {
+  Json isas = Json::array();
+  for (Isa isa : kAllIsas) {
+    if (isa_supported(isa)) isas.push_back(isa_name(isa));
+  }
+  Json out;
+  out["degu"] = DEGU_VERSION;
+  out["build"] = DEGU_BUILD_TYPE;
+  out["compiler"] = DEGU_COMPILER;
+  out["cuda"] = DEGU_CUDA_STATE;
+  out["processor"] = processor_name();
+  out["cores"] = physical_cores();
+  out["isa"] = isa_name(default_isa());
+  out["isa_supported"] = isas;
+  for (std::string_view entry : {DEGU_DEPENDENCIES}) {
+    const size_t space = entry.find(' ');
+    out["dependencies"][std::string(entry.substr(0, space))] = entry.substr(space + 1);
+  }
+  return out;
+}
+
+void print_machine(const Json& info) {
+  for (const auto& [key, value] : info.items()) {
+    if (key == "dependencies") continue;
+    std::string text = value.is_string() ? value.get<std::string>() : value.dump();
+    if (value.is_array()) {
+      text.clear();
+      for (const Json& item : value) text += (text.empty() ? "" : ", ") + item.get<std::string>();
+    }
+    fmt::print("{:<15} {}\n", key, text);
+  }
+  for (const auto& [name, version] : info["dependencies"].items()) {
+    fmt::print("  {:<13} {}\n", name, version.get<std::string>());
+  }
+}
+
+// A run's YAML, or a piece that holds its `model:`.
+ModelShape read_shape(const Options& options) {
+  YamlDocument document = YamlDocument::from_file(options.path);
+  for (const std::string& assignment : options.overrides) document.set(assignment);
+  return read_config<ModelShape>(document.part("model")).resolved();
+}
+
+Json model_json(const ModelShape& shape, const Options& options) {
+  const Parameters p = count_parameters(shape);
+  const Flops f = count_flops(shape, options.sequence);
+  const Memory m = count_memory(shape, options.memory);
+  Json out;
+  for (ParameterCount count : kParameterCounts) {
+    out["n"][std::string(enum_name(count))] = parameter_count(shape, count);
+  }
+  out["parameters"] = {{"embedding", p.embedding},
+                       {"head", p.head},
+                       {"attention", p.attention},
+                       {"norms", p.norms},
+                       {"dense_ffn", p.dense_ffn},
+                       {"router", p.router},
+                       {"experts", p.experts},
+                       {"experts_active", p.experts_active},
+                       {"shared_experts", p.shared_experts}};
+  out["sequence"] = options.sequence;
+  for (const auto& [name, value] : flops_by_operator(f))
+    out["flops_per_token"][std::string(name)] = value;
+  out["flops_per_token"]["forward"] = f.forward();
+  out["flops_per_token"]["training"] = f.training();
+  out["bytes"] = {{"weights", m.weights},
+                  {"backward_weights", m.backward_weights},
+                  {"gradients", m.gradients},
+                  {"master", m.master},
+                  {"moments", m.moments},
+                  {"router_bias", m.router_bias},
+                  {"training", m.training()},
+                  {"serving", m.serving()},
+                  {"activations_per_token", m.activations_per_token},
+                  {"kv_cache_per_token", m.kv_cache_per_token}};
+  out["config"] = to_yaml(shape);
+  return out;
+}
+
+void print_section(const char* title, const Json& rows) {
+  fmt::print("\n{}\n", title);
+  for (const auto& [name, value] : rows.items()) {
+    fmt::print("  {:<24}{:>20}\n", name,
+               value.is_number_float() ? grouped_bytes(value.get<double>())
+                                       : grouped(value.get<int64_t>()));
+  }
+}
+
+void print_model(const Json& info, const Options& options) {
+  fmt::print("{}", info["config"].get<std::string>());
+  fmt::print("\nparameters by definition of N\n");
+  for (ParameterCount count : kParameterCounts) {
+    const std::string name(enum_name(count));
+    fmt::print("  {:<24}{:>20}  {}\n", name, grouped(info["n"][name].get<int64_t>()),
+               parameter_count_text(count));
+  }
+  print_section("parameters by part", info["parameters"]);
+  print_section(
+      fmt::format("FLOPs per token, sequences of {} (causal half of attention, multiply-add = 2)",
+                  options.sequence)
+          .c_str(),
+      info["flops_per_token"]);
+  print_section(fmt::format("bytes per rank ({}, {} rank{}, expert-parallel {})",
+                            options.fp32 ? "fp32" : "bf16", options.memory.ranks,
+                            options.memory.ranks == 1 ? "" : "s", options.memory.expert_parallel)
+                    .c_str(),
+                info["bytes"]);
+}
+
+ExitCode run_info(Options options) {
+  const bool machine = options.path.empty();
+  options.memory.bytes_per_value = options.fp32 ? 4 : 2;
+  if (options.sequence == 0) options.sequence = 128;
+  const Json info = machine ? machine_json() : model_json(read_shape(options), options);
+  if (options.json) {
+    fmt::print("{}\n", info.dump());
+  } else if (machine) {
+    print_machine(info);
+  } else {
+    print_model(info, options);
+  }
+  return ExitCode::kDone;
+}
+
+}  // namespace
+
+Action attach_info(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  app.add_option("CONFIG", options->path, "YAML with a `model:` part, or a checkpoint's folder");
+  app.add_option("--set", options->overrides, "KEY=VALUE, wins over the file; may be repeated")
+      ->allow_extra_args(false);
+  app.add_option("--sequence", options->sequence,
+                 "tokens of a sequence, for attention's FLOPs (default 128)")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--ranks", options->memory.ranks, "ranks that share the optimizer state")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--expert-parallel", options->memory.expert_parallel,
+                 "ranks that share the experts")
+      ->check(CLI::PositiveNumber);
+  app.add_flag("--fp32", options->fp32, "weights and activations in fp32 instead of bf16");
+  app.add_flag("--json", options->json, "one JSON object on standard output");
+  return [options] { return run_info(*options); };
+}
+
+}  // namespace degu
