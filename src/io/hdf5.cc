@@ -388,6 +388,15 @@ int64_t Dataset::row_size() const {
   return extent.empty() ? 1 : element_count(Shape(extent.begin() + 1, extent.end()));
 }
 
+std::optional<int64_t> Dataset::file_offset() const {
+  silence();
+  const Handle list(H5Dget_create_plist(handle_.id()), Handle::Kind::kList);
+  if (H5Pget_layout(list.id()) != H5D_CONTIGUOUS) return std::nullopt;
+  const haddr_t offset = H5Dget_offset(handle_.id());
+  if (offset == HADDR_UNDEF) return std::nullopt;
+  return static_cast<int64_t>(offset);
+}
+
 ElementType Dataset::element_type() const {
   silence();
   const Handle type(H5Dget_type(handle_.id()), Handle::Kind::kType);

@@ -15,7 +15,7 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -172,7 +172,10 @@ class Object {
 class Dataset : public Object {
  public:
   Shape shape() const;
-  int64_t rows() const;              // first dimension; 1 for a scalar
+  int64_t rows() const;  // first dimension; 1 for a scalar
+  // Where a contiguous dataset's elements start in the file, for mapping them into memory; nothing
+  // for other layouts and for datasets that have no storage yet.
+  std::optional<int64_t> file_offset() const;
   int64_t row_size() const;          // elements of one row
   ElementType element_type() const;  // DataError if it holds something else, strings for instance
 

@@ -1,0 +1,55 @@
+// Text for the tests of the data room, a function of its arguments.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "base/random.h"
+
+namespace degu::test {
+
+inline void append_utf8(uint32_t code, std::string& out) {
+  const auto put = [&](uint32_t byte) { out += static_cast<char>(byte); };
+  if (code < 0x80) {
+    put(code);
+  } else if (code < 0x800) {
+    put(0xc0 | code >> 6);
+    put(0x80 | (code & 0x3f));
+  } else if (code < 0x10000) {
+    put(0xe0 | code >> 12);
+    put(0x80 | (code >> 6 & 0x3f));
+    put(0x80 | (code & 0x3f));
+  } else {
+    put(0xf0 | code >> 18);
+    put(0x80 | (code >> 12 & 0x3f));
+    put(0x80 | (code >> 6 & 0x3f));
+    put(0x80 | (code & 0x3f));
+  }
+}
+
+// Sentences of made-up words with a skewed distribution, about `bytes` long, in lines and
+// paragraphs.
+inline std::string english_like(uint64_t seed, int document, size_t bytes) {
+  constexpr std::array<std::string_view, 16> kSyllables = {"the", "ing", "er", "an", "re", "on",
+                                                           "at",  "en",  "nd", "ti", "es", "or",
+                                                           "te",  "of",  "ed", "is"};
+  const RandomStream random(seed, "english_like", static_cast<uint64_t>(document));
+  std::string out;
+  uint64_t draw = 0;
+  while (out.size() < bytes) {
+    const uint64_t rank = random.below(draw++, 40);
+    const uint64_t word = rank * rank;  // small numbers are common
+    const RandomStream spelling(word + random.below(draw++, 2 * rank + 1), "word");
+    const uint64_t syllables = 1 + spelling.below(0, 4);
+    for (uint64_t s = 1; s <= syllables; ++s)
+      out += kSyllables[spelling.below(s, kSyllables.size())];
+    const uint64_t gap = random.below(draw++, 40);
+    out += gap == 0 ? ".\n\n" : gap < 3 ? ".\n" : gap < 5 ? ", " : " ";
+  }
+  while (out.back() == '\n' || out.back() == ' ') out.pop_back();
+  return out;
+}
+
+}  // namespace degu::test
