@@ -1,0 +1,268 @@
+// y = x · W^T over rows grouped by expert, for every scheme and instruction set.
+#include "kernels/api/grouped_gemm.h"
+
+#include <vector>
+
+#include "tests/support/kernel_testing.h"
+
+namespace degu {
+namespace {
+
+using namespace degu::testing;
+
+// A weight and the memory it is packed in.
+struct Packed {
+  Packed(Context& context, const AnyView& w_EFD, Scheme scheme, Orientation orientation) {
+    const int rank = w_EFD.shape.rank();
+    const int64_t f = w_EFD.dim(rank - 2);
+    const int64_t d = w_EFD.dim(rank - 1);
+    const int64_t experts = rank == 3 ? w_EFD.dim(0) : 1;
+    const bool forward = orientation == Orientation::kForward;
+    const size_t bytes = packed_bytes(context, scheme, experts, forward ? f : d, forward ? d : f);
+    memory = Tensor(DType::kU8, {static_cast<int64_t>(bytes)});
+    weight = pack_weight(context, w_EFD, scheme, orientation, memory.view().data);
+  }
+  Tensor memory;
+  PackedWeight weight;
+};
+
+// What the scheme makes of a master weight.
+double rounded(double value, DType type) {
+  return type == DType::kBF16 ? static_cast<float>(bf16(static_cast<float>(value))) : value;
+}
+
+// y[r, o] = sum_i x[r, i] * w(o, i) (+ add), w(o, i) = w_EFD[e, o, i] forward, w_EFD[e, i, o]
+// backward.
+Expected reference(const AnyView& x, const AnyView& w_EFD, const SchemeInfo& info,
+                   Orientation orientation, const RowGroups& groups, DType stored,
+                   const AnyView& add = {}) {
+  Expected expected;
+  const int64_t f = w_EFD.dim(1);
+  const int64_t d = w_EFD.dim(2);
+  const bool forward = orientation == Orientation::kForward;
+  const int64_t outputs = forward ? f : d;
+  const int64_t inner = forward ? d : f;
+  for (int64_t e = 0; e < groups.groups(); ++e) {
+    for (int64_t r = groups.begin(e); r < groups.end(e); ++r) {
+      for (int64_t o = 0; o < outputs; ++o) {
+        ReferenceSum sum;
+        for (int64_t i = 0; i < inner; ++i) {
+          const int64_t at = (e * f + (forward ? o : i)) * d + (forward ? i : o);
+          sum.add(element(x, r * inner + i) * rounded(element(w_EFD, at), info.weight));
+        }
+        if (add) sum.add(element(add, r * outputs + o));
+        expected.push(sum, stored);
+      }
+    }
+  }
+  return expected;
+}
+
+constexpr Orientation kOrientations[] = {Orientation::kForward, Orientation::kBackward};
+
+struct Size {
+  int64_t f;
+  int64_t d;
+};
+// Both sides of panels of 8, 16 and 32 outputs, odd inner dimensions, and single columns.
+constexpr Size kSizes[] = {{1, 1}, {7, 5}, {16, 32}, {33, 17}, {40, 31}, {64, 48}, {31, 65}};
+
+TEST_CASE("grouped_gemm agrees with a plain loop over ragged groups", "[grouped_gemm]") {
+  for_each_isa([&](Context& context) {
+    for (const SchemeInfo& info : kSchemes) {
+      for (const auto& counts : ragged_row_counts()) {
+        const auto offsets = offsets_of(counts);
+        const RowGroups groups{offsets};
+        const Size size =
+            kSizes[(counts.size() + static_cast<size_t>(groups.rows())) % std::size(kSizes)];
+        const Tensor w = random_tensor(DType::kF32, {groups.groups(), size.f, size.d}, "w");
+        for (Orientation orientation : kOrientations) {
+          const Packed packed(context, w, info.scheme, orientation);
+          const int64_t outputs = packed.weight.outputs;
+          const Tensor x =
+              random_tensor(info.activation, {groups.rows(), packed.weight.inner}, "x");
+          for (DType stored : {DType::kF32, DType::kBF16}) {
+            INFO(info.name << " F " << size.f << " D " << size.d << " rows " << groups.rows()
+                           << (orientation == Orientation::kForward ? " forward" : " backward"));
+            Tensor y(stored, {groups.rows(), outputs});
+            fill_nan(y);
+            grouped_gemm(context, x, packed.weight, groups, y);
+            check_close("y", y, reference(x, w, info, orientation, groups, stored));
+            Tensor sum = random_tensor(stored, {groups.rows(), outputs}, "add");
+            const Tensor add = copy_of(sum);
+            grouped_gemm(context, x, packed.weight, groups, sum, {.add_RF = sum});
+            check_close("y + add", sum, reference(x, w, info, orientation, groups, stored, add));
+          }
+        }
+      }
+    }
+  });
+}
+
+TEST_CASE("grouped_gemm handles every size around the panels", "[grouped_gemm]") {
+  for_each_isa([&](Context& context) {
+    const std::vector<int64_t> offsets = {0, 5, 5, 18};
+    const RowGroups groups{offsets};
+    for (const SchemeInfo& info : kSchemes) {
+      for (const Size& size : kSizes) {
+        for (DType master : {DType::kF32, DType::kBF16}) {
+          const Tensor w = random_tensor(master, {3, size.f, size.d}, "w");
+          for (Orientation orientation : kOrientations) {
+            const Packed packed(context, w, info.scheme, orientation);
+            const Tensor x = random_tensor(info.activation, {18, packed.weight.inner}, "x");
+            INFO(info.name << " F " << size.f << " D " << size.d);
+            Tensor y(info.activation, {18, packed.weight.outputs});
+            grouped_gemm(context, x, packed.weight, groups, y);
+            check_close("y", y, reference(x, w, info, orientation, groups, info.activation));
+          }
+        }
+      }
+    }
+  });
+}
+
+TEST_CASE("a row's result is the same bits alone, in any tile, on any thread", "[grouped_gemm]") {
+  constexpr int64_t kRows = 131;
+  const Size sizes[] = {{67, 45}, {96, 64}, {8, 33}};
+  for (Isa isa : supported_isas()) {
+    for (const SchemeInfo& info : kSchemes) {
+      for (const Size& size : sizes) {
+        INFO(isa_name(isa) << " " << info.name << " F " << size.f << " D " << size.d);
+        Context one(test_options(isa, 1));
+        const Tensor w = random_tensor(DType::kF32, {size.f, size.d}, "w");
+        const Packed packed(one, w, info.scheme, Orientation::kForward);
+        const Tensor x = random_tensor(info.activation, {kRows, size.d}, "x");
+        Tensor single(info.activation, {kRows, size.f});
+        for (int64_t r = 0; r < kRows; ++r) {
+          gemm(one, x.view().rows(r, 1), packed.weight, single.view().rows(r, 1));
+        }
+        for_each_thread_count(isa, [&](Context& context) {
+          for (int64_t rows = 1; rows <= kRows; rows += rows < 40 ? 1 : 13) {
+            Tensor y(info.activation, {rows, size.f});
+            gemm(context, x.view().rows(kRows - rows, rows), packed.weight, y);
+            check_same_bits("y of " + std::to_string(rows) + " rows", y,
+                            single.view().rows(kRows - rows, rows));
+          }
+        });
+      }
+    }
+  }
+}
+
+TEST_CASE("experts give the same bits together, apart and in any grouping", "[grouped_gemm]") {
+  constexpr int64_t kF = 70;
+  constexpr int64_t kD = 51;
+  for (Isa isa : supported_isas()) {
+    for (const SchemeInfo& info : kSchemes) {
+      for (const auto& counts : ragged_row_counts()) {
+        const auto offsets = offsets_of(counts);
+        const RowGroups groups{offsets};
+        Context one(test_options(isa, 1));
+        const Tensor w = random_tensor(DType::kF32, {groups.groups(), kF, kD}, "w");
+        const Tensor x = random_tensor(info.activation, {groups.rows(), kD}, "x");
+        Tensor apart(info.activation, {groups.rows(), kF});
+        for (int64_t e = 0; e < groups.groups(); ++e) {
+          const Packed packed(one, w.view().rows(e, 1), info.scheme, Orientation::kForward);
+          const int64_t rows = groups.end(e) - groups.begin(e);
+          gemm(one, x.view().rows(groups.begin(e), rows), packed.weight,
+               apart.view().rows(groups.begin(e), rows));
+        }
+        for_each_thread_count(isa, [&](Context& context) {
+          INFO(info.name << " rows " << groups.rows());
+          const Packed packed(context, w, info.scheme, Orientation::kForward);
+          Tensor together(info.activation, {groups.rows(), kF});
+          grouped_gemm(context, x, packed.weight, groups, together);
+          check_same_bits("y", together, apart);
+        });
+      }
+    }
+  }
+}
+
+TEST_CASE("large products divided over threads equal one thread's", "[grouped_gemm]") {
+  const std::vector<int64_t> counts = {301, 0, 5, 77, 129};
+  const auto offsets = offsets_of(counts);
+  const RowGroups groups{offsets};
+  for (Isa isa : supported_isas()) {
+    for (const SchemeInfo& info : kSchemes) {
+      Context one(test_options(isa, 1));
+      const Tensor w = random_tensor(DType::kF32, {groups.groups(), 200, 136}, "w");
+      const Tensor x = random_tensor(info.activation, {groups.rows(), 136}, "x");
+      const Packed packed(one, w, info.scheme, Orientation::kForward);
+      Tensor expected(DType::kF32, {groups.rows(), 200});
+      grouped_gemm(one, x, packed.weight, groups, expected);
+      for_each_thread_count(isa, [&](Context& context) {
+        Tensor y(DType::kF32, {groups.rows(), 200});
+        fill_nan(y);
+        grouped_gemm(context, x, packed.weight, groups, y);
+        check_same_bits("y", y, expected);
+      });
+    }
+  }
+}
+
+TEST_CASE("grouped_gemm leaves rows beyond the groups alone", "[grouped_gemm]") {
+  for_each_isa([&](Context& context) {
+    const Tensor w = random_tensor(DType::kF32, {2, 40, 24}, "w");
+    const Packed packed(context, w, Scheme::kBf16, Orientation::kForward);
+    const Tensor x = random_tensor(DType::kBF16, {12, 24}, "x");
+    Tensor y = random_tensor(DType::kBF16, {12, 40}, "y");
+    const Tensor before = copy_of(y);
+    const std::vector<int64_t> offsets = {0, 3, 9};
+    grouped_gemm(context, x, packed.weight, RowGroups{offsets}, y);
+    check_same_bits("rows beyond the groups", y.view().rows(9, 3), before.view().rows(9, 3));
+    CHECK(first_difference(y.view().rows(8, 1), before.view().rows(8, 1)) >= 0);
+  });
+}
+
+TEST_CASE("infinities and NaN in one row stay in that row", "[grouped_gemm]") {
+  for_each_isa([&](Context& context) {
+    for (const SchemeInfo& info : kSchemes) {
+      const Tensor w = random_tensor(DType::kF32, {33, 19}, "w");  // odd: the padded pair
+      const Packed packed(context, w, info.scheme, Orientation::kForward);
+      Tensor x = random_tensor(info.activation, {14, 19}, "x");
+      Tensor clean(info.activation, {14, 33});
+      gemm(context, x, packed.weight, clean);
+      for (int64_t i = 0; i < 19; ++i) set_element(x, 19 * 6 + i, i % 2 ? INFINITY : std::nan(""));
+      Tensor y(info.activation, {14, 33});
+      gemm(context, x, packed.weight, y);
+      check_same_bits("rows before", y.view().rows(0, 6), clean.view().rows(0, 6));
+      check_same_bits("rows after", y.view().rows(7, 7), clean.view().rows(7, 7));
+      CHECK(std::isnan(element(y, 33 * 6)));
+    }
+  });
+}
+
+TEST_CASE("grouped_gemm refuses what does not fit", "[grouped_gemm]") {
+  Context context(test_options(default_isa(), 1));
+  const Tensor w = random_tensor(DType::kF32, {2, 8, 6}, "w");
+  Packed packed(context, w, Scheme::kBf16, Orientation::kForward);
+  const Tensor x(DType::kBF16, {4, 6});
+  const Tensor y(DType::kBF16, {4, 8});
+  const std::vector<int64_t> offsets = {0, 2, 4};
+  const std::vector<int64_t> three = {0, 1, 2, 4};
+  const std::vector<int64_t> decreasing = {0, 3, 2};
+  const std::vector<int64_t> beyond = {0, 3, 5};
+  const RowGroups groups{offsets};
+  CHECK_NOTHROW(grouped_gemm(context, x, packed.weight, groups, y));
+  CHECK_THROWS_AS(grouped_gemm(context, x, packed.weight, RowGroups{three}, y), ShapeError);
+  CHECK_THROWS_AS(grouped_gemm(context, x, packed.weight, RowGroups{decreasing}, y), ShapeError);
+  CHECK_THROWS_AS(grouped_gemm(context, x, packed.weight, RowGroups{beyond}, y), ShapeError);
+  CHECK_THROWS_AS(grouped_gemm(context, Tensor(DType::kF32, {4, 6}), packed.weight, groups, y),
+                  ShapeError);
+  CHECK_THROWS_AS(grouped_gemm(context, Tensor(DType::kBF16, {4, 5}), packed.weight, groups, y),
+                  ShapeError);
+  CHECK_THROWS_AS(grouped_gemm(context, x, packed.weight, groups, Tensor(DType::kBF16, {3, 8})),
+                  ShapeError);
+  CHECK_THROWS_AS(
+      grouped_gemm(context, x, packed.weight, groups, y, {.add_RF = Tensor(DType::kF32, {4, 8})}),
+      ShapeError);
+  CHECK_THROWS_AS(pack_weight(context, Tensor(DType::kF32, {4}), Scheme::kBf16,
+                              Orientation::kForward, packed.memory.view().data),
+                  ShapeError);
+  packed.weight.isa = packed.weight.isa == Isa::kPortable ? Isa::kAvx2 : Isa::kPortable;
+  CHECK_THROWS_AS(grouped_gemm(context, x, packed.weight, groups, y), ShapeError);
+}
+
+}  // namespace
+}  // namespace degu
