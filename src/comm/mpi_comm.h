@@ -1,0 +1,24 @@
+// Ranks as processes under MPI, on host memory.
+//
+// MPI calls return their error codes here and become CommErrors that name the collective, the rank
+// and the sizes. One thread per process may use communicators (MPI_THREAD_FUNNELED).
+#pragma once
+
+#include <memory>
+
+#include "comm/communicator.h"
+
+namespace degu {
+
+// Whether an MPI launcher started this process (mpirun, mpiexec, srun with PMI): told by its
+// environment.
+bool started_by_mpi_launcher();
+
+// A communicator over all processes of the job. Starts MPI when nobody has. Collective over the
+// job.
+std::unique_ptr<Communicator> make_mpi_communicator(const CommOptions& options = {});
+
+// Ends MPI if make_mpi_communicator started it; every MPI communicator must be gone. Collective.
+void finalize_mpi();
+
+}  // namespace degu

@@ -1,0 +1,27 @@
+// Catch2's runner for binaries that mpirun starts: MPI begins before the tests and ends after them,
+// and only rank 0 reports unless a rank fails.
+#define CATCH_CONFIG_RUNNER
+#include <catch2/catch.hpp>
+
+#include <cstdio>
+#include <iostream>
+#include <sstream>
+
+#include "comm/world.h"
+
+int main(int argc, char** argv) {
+  return degu::run_as_job([&] {
+    degu::Communicator& world = degu::world_communicator();
+    std::ostringstream report;
+    std::streambuf* console = nullptr;
+    if (world.rank() != 0) console = std::cout.rdbuf(report.rdbuf());
+    const int failures = Catch::Session().run(argc, argv);
+    if (console != nullptr) std::cout.rdbuf(console);
+    if (failures != 0) {
+      if (world.rank() != 0)
+        std::fprintf(stderr, "rank %d:\n%s", world.rank(), report.str().c_str());
+      if (world.size() > 1) world.abort("tests failed", degu::ExitCode::kFailure);
+    }
+    return failures == 0 ? degu::ExitCode::kDone : degu::ExitCode::kFailure;
+  });
+}
