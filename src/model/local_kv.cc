@@ -13,12 +13,14 @@ LocalKv::LocalKv(Context& context, Arena& arena, const ModelShape& shape, DType 
   // Every token could be a sequence of its own; pages that no batch needs stay address space.
   memory_ = arena.take(DType::kU8, {layers, tokens, static_cast<int64_t>(page_bytes_)});
   for (int layer = 0; layer < shape.layers; ++layer) {
-    const int at = layers == 1 ? 0 : layer;
-    views_.push_back({.pages = static_cast<std::byte*>(memory_.data) +
-                               static_cast<size_t>(at * tokens) * page_bytes_,
-                      .dtype = type,
-                      .kv_heads = shape.kv_heads,
-                      .head_width = shape.head_width});
+    const int64_t at = layers == 1 ? 0 : layer;
+    std::byte* pages = static_cast<std::byte*>(memory_.data);
+    if (pages != nullptr) pages += static_cast<size_t>(at * tokens) * page_bytes_;
+    KvView& view = views_.emplace_back();
+    view.pages = pages;
+    view.dtype = type;
+    view.kv_heads = shape.kv_heads;
+    view.head_width = shape.head_width;
   }
 }
 

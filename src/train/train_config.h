@@ -135,6 +135,7 @@ struct RunConfig {
     f("train", train, "how");
     f("cluster", cluster, "on what");
   }
+  void check() const;  // what no part can check alone
 };
 
 }  // namespace degu

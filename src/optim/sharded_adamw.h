@@ -1,0 +1,34 @@
+// AdamW whose moments are spread over the ranks that hold the same parameters (ZeRO stage 1: Rajbhandari
+// et al. 2020, arXiv 1910.02054). Each rank updates its shard of the fp32 values; the caller gathers them.
+#pragma once
+
+#include <span>
+
+#include "kernels/api/adamw.h"
+#include "optim/flat_layout.h"
+#include "tensor/tensor.h"
+
+namespace degu {
+
+class ShardedAdamW {
+ public:
+  ShardedAdamW(FlatLayout layout, int rank);
+
+  const FlatLayout& layout() const { return layout_; }
+  FlatRange range() const { return layout_.shard(rank_); }
+  AnyView m() const { return m_; }  // this shard's
+  AnyView v() const { return v_; }
+
+  // Adds the square sums of this shard's blocks to their places among all blocks of the layout.
+  void square_sums(Context& context, AnyView grad_shard, std::span<double> all_blocks) const;
+  // `values`: the whole flat vector, of which this shard's range is updated.
+  void step(Context& context, const AdamWStep& hyper, AnyView values, AnyView grad_shard);
+
+ private:
+  FlatLayout layout_;
+  int rank_;
+  Tensor m_;
+  Tensor v_;
+};
+
+}  // namespace degu
