@@ -1,0 +1,113 @@
+#include "kernels/api/attention.h"
+
+#include "kernels/cpu/attention.h"
+#include "kernels/cpu/isa.h"
+
+namespace degu {
+namespace {
+
+void check_view(const char* op, const KvView& kv, const Sequences& sequences, bool whole) {
+  if (kv.dtype != DType::kF32 && kv.dtype != DType::kBF16) {
+    throw ShapeError("{}: keys and values are {}; pages hold fp32 or bf16", op,
+                     dtype_name(kv.dtype));
+  }
+  if (kv.kv_heads < 1 || kv.head_width < 1) {
+    throw ShapeError("{}: {} key/value heads of width {}; both must be positive", op, kv.kv_heads,
+                     kv.head_width);
+  }
+  const int64_t count = sequences.count();
+  if (count < 0 || static_cast<int64_t>(sequences.first_position.size()) != count) {
+    throw ShapeError("{}: {} offsets but {} first positions; pass one more offset than sequences", op,
+                     sequences.offsets.size(), sequences.first_position.size());
+  }
+  if (static_cast<int64_t>(kv.table.size()) != count * kv.max_pages) {
+    throw ShapeError("{}: the page table has {} entries; {} sequences of {} pages need {}", op,
+                     kv.table.size(), count, kv.max_pages, count * kv.max_pages);
+  }
+  for (int64_t s = 0; s < count; ++s) {
+    const int64_t first = sequences.first_position[static_cast<size_t>(s)];
+    const int64_t length = sequences.length(s);
+    if (length < 0 || first < 0 || (whole && first != 0)) {
+      throw ShapeError("{}: sequence {} has {} rows from position {}; {}", op, s, length, first,
+                       whole ? "gradients take whole sequences, from position 0"
+                             : "neither may be negative");
+    }
+    if (length > 0 && kv_pages_for(first + length) > kv.max_pages) {
+      throw ShapeError("{}: sequence {} reaches position {}, beyond its {} pages of {} keys", op, s,
+                       first + length - 1, kv.max_pages, kKvPageKeys);
+    }
+  }
+}
+
+void check_rows(const char* op, const char* name, AnyView x, DType dtype, int64_t rows,
+                int64_t heads, int64_t width) {
+  if (x.dtype != dtype || x.shape != Shape{rows, heads, width}) {
+    throw ShapeError("{}: {} is {} {}; it must be {} {}", op, name, dtype_name(x.dtype),
+                     x.shape.str(), dtype_name(dtype), Shape{rows, heads, width}.str());
+  }
+}
+
+// Heads of q, after checking q and lse_TH against the view.
+int64_t check_queries(const char* op, AnyView q_THA, const KvView& kv, const Sequences& sequences,
+                      float scale, AnyView lse_TH) {
+  const int64_t rows = sequences.rows();
+  const int64_t heads = q_THA.shape.rank() == 3 ? q_THA.dim(1) : 0;
+  if (heads < 1 || heads % kv.kv_heads != 0) {
+    throw ShapeError("{}: q is {}; its heads must be a multiple of the {} key/value heads", op,
+                     q_THA.shape.str(), kv.kv_heads);
+  }
+  check_rows(op, "q", q_THA, kv.dtype, rows, heads, kv.head_width);
+  if (!(scale > 0)) throw ShapeError("{}: the scale of the scores is {}; it must be positive", op, scale);
+  if (lse_TH && (lse_TH.dtype != DType::kF32 || lse_TH.elements() != rows * heads)) {
+    throw ShapeError("{}: lse is {} {}; it must be fp32 {}", op, dtype_name(lse_TH.dtype),
+                     lse_TH.shape.str(), Shape{rows, heads}.str());
+  }
+  return heads;
+}
+
+}  // namespace
+
+size_t kv_page_bytes(const Context&, DType dtype, int64_t kv_heads, int64_t head_width) {
+  const PageLayout layout(dtype, head_width);
+  return static_cast<size_t>(kv_heads * layout.head_elements()) * size_of(dtype);
+}
+
+void kv_store(Context& context, AnyView k_TGA, AnyView v_TGA, const Sequences& sequences,
+              const KvView& kv) {
+  check_view("kv_store", kv, sequences, false);
+  check_rows("kv_store", "k", k_TGA, kv.dtype, sequences.rows(), kv.kv_heads, kv.head_width);
+  check_rows("kv_store", "v", v_TGA, kv.dtype, sequences.rows(), kv.kv_heads, kv.head_width);
+  if (sequences.rows() == 0) return;
+  cpu::kernels_for<AttentionKernels>(context.isa()).store(context, k_TGA, v_TGA, sequences, kv);
+}
+
+void attention(Context& context, AnyView q_THA, const KvView& kv, const Sequences& sequences,
+               float scale, AnyView out_THA, AnyView lse_TH) {
+  check_view("attention", kv, sequences, false);
+  const int64_t heads = check_queries("attention", q_THA, kv, sequences, scale, lse_TH);
+  check_rows("attention", "out", out_THA, kv.dtype, sequences.rows(), heads, kv.head_width);
+  if (sequences.rows() == 0) return;
+  cpu::kernels_for<AttentionKernels>(context.isa())
+      .forward(context, q_THA, kv, sequences, scale, out_THA, lse_TH);
+}
+
+void attention_backward(Context& context, AnyView q_THA, const KvView& kv, const Sequences& sequences,
+                        float scale, AnyView out_THA, AnyView lse_TH, AnyView dout_THA, AnyView dq_THA,
+                        AnyView dk_TGA, AnyView dv_TGA) {
+  constexpr const char* kOp = "attention_backward";
+  check_view(kOp, kv, sequences, true);
+  const int64_t rows = sequences.rows();
+  const int64_t heads = check_queries(kOp, q_THA, kv, sequences, scale, lse_TH);
+  if (!lse_TH && rows > 0) throw ShapeError("{}: needs the lse that the forward pass wrote", kOp);
+  check_rows(kOp, "out", out_THA, kv.dtype, rows, heads, kv.head_width);
+  check_rows(kOp, "dout", dout_THA, kv.dtype, rows, heads, kv.head_width);
+  check_rows(kOp, "dq", dq_THA, kv.dtype, rows, heads, kv.head_width);
+  check_rows(kOp, "dk", dk_TGA, kv.dtype, rows, kv.kv_heads, kv.head_width);
+  check_rows(kOp, "dv", dv_TGA, kv.dtype, rows, kv.kv_heads, kv.head_width);
+  if (rows == 0) return;
+  cpu::kernels_for<AttentionBackwardKernels>(context.isa())
+      .backward(context, q_THA, kv, sequences, scale, out_THA, lse_TH, dout_THA, dq_THA, dk_TGA,
+                dv_TGA);
+}
+
+}  // namespace degu

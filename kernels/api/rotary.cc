@@ -1,0 +1,31 @@
+#include "kernels/api/rotary.h"
+
+#include "kernels/cpu/isa.h"
+#include "kernels/cpu/rotary.h"
+
+namespace degu {
+
+void rotary(Context& context, AnyView x_THA, std::span<const int32_t> positions_T, double theta,
+            bool inverse) {
+  if (x_THA.shape.rank() != 3 || x_THA.dim(0) != static_cast<int64_t>(positions_T.size())) {
+    throw ShapeError("rotary: x is {} but there are {} positions; pass x as [T, H, A]",
+                     x_THA.shape.str(), positions_T.size());
+  }
+  if (x_THA.dim(2) % 2 != 0) {
+    throw ShapeError("rotary: head width {} is odd; dimensions are rotated in pairs", x_THA.dim(2));
+  }
+  if (x_THA.dtype != DType::kF32 && x_THA.dtype != DType::kBF16) {
+    throw ShapeError("rotary: x is {}; it takes fp32 or bf16", dtype_name(x_THA.dtype));
+  }
+  if (!(theta > 0)) throw ShapeError("rotary: theta is {}; it must be positive", theta);
+  for (size_t t = 0; t < positions_T.size(); ++t) {
+    if (positions_T[t] < 0) {
+      throw ShapeError("rotary: position {} of row {} is negative", positions_T[t], t);
+    }
+  }
+  if (x_THA.elements() == 0) return;
+  cpu::kernels_for<RotaryKernels>(context.isa())
+      .rotate(context, x_THA, positions_T, theta, inverse);
+}
+
+}  // namespace degu

@@ -1,0 +1,235 @@
+// Small matrix products and rearrangements that attention's forward and backward share. Compiled once
+// per instruction set, in an unnamed namespace like kernels/cpu/simd.h.
+//
+// All products have one form, c[m][n] += sum over steps k of a[m][k] * b[k][n], where a step is one word
+// (kernels/cpu/attention.h): a is row-major and its words are broadcast, b has a word per lane. Each
+// element of c is one chain of accumulations over k from 0, whatever the tile it falls in.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/cpu/attention.h"
+#include "kernels/cpu/simd.h"
+
+namespace degu {
+namespace {
+
+constexpr int64_t kLanes = VecF::kLanes;
+constexpr int64_t kBlock = kKvPageKeys;
+// Queries and keys are handled in runs of 16 within a block: on the diagonal, runs above it are skipped.
+constexpr int64_t kRun = 16;
+constexpr int64_t kRunVectors = kRun / kLanes;
+// A tile of 4 x 4 vectors keeps 16 accumulators busy: more than the 4 to 6 cycles that one accumulation
+// takes, with 8 loads for 16 products. Sets with 16 registers hold 4 x 2.
+constexpr int kTileRows = 4;
+constexpr int kTileVectors = kLanes == 16 ? 4 : 2;
+constexpr double kLog2E = 1.4426950408889634;
+constexpr float kLowest = -1e30f;  // a masked score: finite, so that no infinity meets another
+
+template <class T>
+constexpr int64_t kPack = static_cast<int64_t>(sizeof(float) / sizeof(T));
+
+inline VecF load_words(const float* p) { return load(p); }
+inline VecPairs load_words(const bf16* p) { return load_pairs(p); }
+inline VecF broadcast_of(const float* p) { return broadcast(*p); }
+inline VecPairs broadcast_of(const bf16* p) { return broadcast_pair(p); }
+inline VecF accumulate(VecF acc, VecF a, VecF b) { return fma(a, b, acc); }
+inline VecF accumulate(VecF acc, VecPairs a, VecPairs b) { return dot_bf16(acc, a, b); }
+
+enum class Start {
+  kZero,    // c = product
+  kAdd,     // c = c + product, continuing each chain
+  kScaled,  // c = factor[m] * c + product, continuing each chain
+};
+
+// Strides and steps in words, pointers in elements.
+template <class T>
+struct Operand {
+  const T* data;
+  int64_t stride;
+};
+
+struct Sums {
+  float* data;
+  int64_t stride;
+  const float* factor = nullptr;  // per row, for Start::kScaled
+};
+
+template <class T, Start start, int M, int N>
+inline void tile(Operand<T> a, Operand<T> b, int64_t steps, Sums c) {
+  VecF acc[M][N];
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 16
+    for (int n = 0; n < N; ++n) {
+      if constexpr (start == Start::kZero) {
+        acc[m][n] = zero();
+      } else {
+        acc[m][n] = load(c.data + m * c.stride + n * kLanes);
+        if constexpr (start == Start::kScaled) acc[m][n] = acc[m][n] * broadcast(c.factor[m]);
+      }
+    }
+  }
+  const T* ak = a.data;
+  const T* bk = b.data;
+  for (int64_t k = 0; k < steps; ++k) {
+    decltype(load_words(bk)) bn[N];
+#pragma GCC unroll 16
+    for (int n = 0; n < N; ++n) bn[n] = load_words(bk + n * kLanes * kPack<T>);
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m) {
+      const auto am = broadcast_of(ak + m * a.stride * kPack<T>);
+#pragma GCC unroll 16
+      for (int n = 0; n < N; ++n) acc[m][n] = accumulate(acc[m][n], am, bn[n]);
+    }
+    ak += kPack<T>;
+    bk += b.stride * kPack<T>;
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 16
+    for (int n = 0; n < N; ++n) store(c.data + m * c.stride + n * kLanes, acc[m][n]);
+  }
+}
+
+template <class T, Start start, int N>
+void column_of_tiles(Operand<T> a, Operand<T> b, int64_t rows, int64_t steps, Sums c) {
+  // Narrow tiles take more rows, to keep as many accumulators busy.
+  constexpr int kTall = N == 1 ? 2 * kTileRows : kTileRows;
+  auto advance = [&](int64_t count) {
+    a.data += count * a.stride * kPack<T>;
+    c.data += count * c.stride;
+    if constexpr (start == Start::kScaled) c.factor += count;
+    rows -= count;
+  };
+  while (rows >= kTall) {
+    tile<T, start, kTall, N>(a, b, steps, c);
+    advance(kTall);
+  }
+  if constexpr (kTall > 4) {
+    if (rows >= 4) {
+      tile<T, start, 4, N>(a, b, steps, c);
+      advance(4);
+    }
+  }
+  if (rows >= 2) {
+    tile<T, start, 2, N>(a, b, steps, c);
+    advance(2);
+  }
+  if (rows == 1) tile<T, start, 1, N>(a, b, steps, c);
+}
+
+// rows x (columns) x steps; columns is a multiple of kLanes.
+template <class T, Start start>
+void product(Operand<T> a, Operand<T> b, int64_t rows, int64_t columns, int64_t steps, Sums c) {
+  int64_t n = 0;
+  auto at = [&](int64_t offset) {
+    return Operand<T>{b.data + offset * kPack<T>, b.stride};
+  };
+  for (; n + kTileVectors * kLanes <= columns; n += kTileVectors * kLanes) {
+    column_of_tiles<T, start, kTileVectors>(a, at(n), rows, steps,
+                                            {c.data + n, c.stride, c.factor});
+  }
+  if constexpr (kTileVectors == 4) {
+    if (n + 2 * kLanes <= columns) {
+      column_of_tiles<T, start, 2>(a, at(n), rows, steps, {c.data + n, c.stride, c.factor});
+      n += 2 * kLanes;
+    }
+  }
+  if (n < columns) {
+    column_of_tiles<T, start, 1>(a, at(n), rows, steps, {c.data + n, c.stride, c.factor});
+  }
+}
+
+// 2^x for x <= 0 (and small positive x): x = n + r with |r| <= 1/2, and a polynomial for 2^r that is 1 at 0
+// with relative error below 3e-9 (minimax, degree 6) before rounding. 2^0 is exactly 1; far below it is 0.
+inline VecF exp2_of(VecF x) {
+  if constexpr (kLanes < 16) x = max(broadcast(-200.0f), x);  // scale_by_power takes n >= -252 there
+  const VecF n = round_nearest(x);
+  const VecF r = x - n;
+  VecF p = broadcast(0.0001559467701510541f);
+  p = fma(p, r, broadcast(0.0013406643847480061f));
+  p = fma(p, r, broadcast(0.009617692976143188f));
+  p = fma(p, r, broadcast(0.05550310551206981f));
+  p = fma(p, r, broadcast(0.24022652782876178f));
+  p = fma(p, r, broadcast(0.693147214967885f));
+  p = fma(p, r, broadcast(1.0f));
+  return scale_by_power(p, n);
+}
+
+
+// to[w][r] = from[r][w], both of 32-bit words; strides in words.
+inline void transpose_words(const void* from, int64_t from_stride, int64_t rows, int64_t words,
+                            void* to, int64_t to_stride) {
+  const auto* source = static_cast<const std::byte*>(from);
+  auto* target = static_cast<std::byte*>(to);
+  for (int64_t w = 0; w < words; ++w) {
+    for (int64_t r = 0; r < rows; ++r) {
+      std::memcpy(target + (w * to_stride + r) * 4, source + (r * from_stride + w) * 4, 4);
+    }
+  }
+}
+
+// Rows of T [rows][columns] become words [rows / pack][columns]: neighbours along the rows share a word.
+// `rows` is a multiple of the pack. Strides in elements of T.
+inline void rows_to_words(const float* from, int64_t from_stride, int64_t rows, int64_t columns,
+                          float* to, int64_t to_stride) {
+  for (int64_t r = 0; r < rows; ++r) {
+    std::copy_n(from + r * from_stride, columns, to + r * to_stride);
+  }
+}
+inline void rows_to_words(const bf16* from, int64_t from_stride, int64_t rows, int64_t columns,
+                          bf16* to, int64_t to_stride) {
+  for (int64_t r = 0; r < rows; r += 2) {
+    const bf16* even = from + r * from_stride;
+    const bf16* odd = even + from_stride;
+    bf16* pair = to + (r / 2) * to_stride;
+    for (int64_t i = 0; i < columns; ++i) {
+      pair[2 * i] = even[i];
+      pair[2 * i + 1] = odd[i];
+    }
+  }
+}
+
+// The way back.
+inline void words_to_rows(const float* from, int64_t from_stride, int64_t rows, int64_t columns,
+                          float* to, int64_t to_stride) {
+  rows_to_words(from, from_stride, rows, columns, to, to_stride);
+}
+inline void words_to_rows(const bf16* from, int64_t from_stride, int64_t rows, int64_t columns,
+                          bf16* to, int64_t to_stride) {
+  for (int64_t r = 0; r < rows; r += 2) {
+    const bf16* pair = from + (r / 2) * from_stride;
+    bf16* even = to + r * to_stride;
+    bf16* odd = even + to_stride;
+    for (int64_t i = 0; i < columns; ++i) {
+      even[i] = pair[2 * i];
+      odd[i] = pair[2 * i + 1];
+    }
+  }
+}
+
+// One key/value head of the page that holds a block of a sequence.
+template <class T>
+T* page_of(const KvView& kv, const PageLayout& layout, int64_t sequence, int64_t block,
+           int64_t kv_head) {
+  const int64_t page = kv.table[static_cast<size_t>(sequence * kv.max_pages + block)];
+  return static_cast<T*>(kv.pages) +
+         (page * kv.kv_heads + kv_head) * layout.head_elements();
+}
+
+// Copies rows of `width` elements that lie `from_stride` apart into rows of `to_width` >= width, with
+// zeros behind each row and in the rows up to `padded_rows`.
+template <class T>
+void copy_rows(const T* from, int64_t from_stride, int64_t rows, int64_t width, T* to, int64_t to_width,
+               int64_t padded_rows) {
+  for (int64_t r = 0; r < rows; ++r) {
+    std::memcpy(to + r * to_width, from + r * from_stride, static_cast<size_t>(width) * sizeof(T));
+    std::fill(to + r * to_width + width, to + (r + 1) * to_width, T(0.0f));
+  }
+  std::fill(to + rows * to_width, to + padded_rows * to_width, T(0.0f));
+}
+
+}  // namespace
+}  // namespace degu
