@@ -1,0 +1,314 @@
+#include "train/trainer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "kernels/api/elementwise.h"
+#include "shape/accounting.h"
+
+namespace degu {
+namespace {
+
+constexpr size_t kHeadLogitBytes = size_t{64} << 20;  // of fp32 logits alive at once
+
+size_t at(int64_t i) { return static_cast<size_t>(i); }
+
+ExpertRange local_experts(const Layout& layout, const ModelShape& shape) {
+  if (shape.moe.experts == 0) return {};
+  const Range range = layout.experts(shape.moe.experts);
+  return {range.begin, range.size()};
+}
+
+FlatLayout flat_layout(const Region& region, ExpertRange experts, int shards) {
+  std::vector<FlatMember> members;
+  for (const Parameter* p : region.members) {
+    FlatMember m{.piece_elements = p->value.elements(),
+                 .rate_multiplier = p->spec.rate_multiplier,
+                 .decay = p->spec.decay,
+                 .trained = p->spec.role != ParameterRole::kState};
+    if (p->spec.role == ParameterRole::kExperts) {
+      m.piece_elements = p->spec.shape[1] * p->spec.shape[2];
+      m.pieces = experts.count;
+      m.first_piece = experts.begin;
+      m.all_pieces = p->spec.shape[0];
+    }
+    members.push_back(m);
+  }
+  return FlatLayout(std::move(members), shards);
+}
+
+}  // namespace
+
+struct Trainer::StepSums {
+  StepSums(const StepPlan& plan, int64_t moe_layers, int64_t experts)
+      : sequences(plan.batch_sequences),
+        groups(plan.balance_groups()),
+        experts(experts),
+        values(at(sequences + 2 * groups), 0.0),
+        counts(at(moe_layers * (experts + 1)), 0) {}
+
+  std::span<double> losses() { return std::span(values).first(at(sequences)); }
+  std::span<double> aux() { return std::span(values).subspan(at(sequences), at(groups)); }
+  std::span<double> z() { return std::span(values).last(at(groups)); }
+  std::span<int64_t> load(int64_t layer) {
+    return std::span(counts).subspan(at(layer * (experts + 1)), at(experts));
+  }
+  int64_t& dropped(int64_t layer) { return counts[at(layer * (experts + 1) + experts)]; }
+
+  void all_reduce(Context& context, Communicator& world) {
+    // Every place has one non-zero contribution (losses) or is an integer: any order is exact.
+    world.all_reduce(context, View<double>(values.data(), {static_cast<int64_t>(values.size())}),
+                     Reduce::kSum, Order::kAny);
+    if (counts.empty()) return;
+    world.all_reduce(context, View<int64_t>(counts.data(), {static_cast<int64_t>(counts.size())}),
+                     Reduce::kSum, Order::kAny);
+  }
+
+  int64_t sequences, groups, experts;
+  std::vector<double> values;   // loss per sequence, then aux and z per balance group
+  std::vector<int64_t> counts;  // per MoE layer: load of each expert, dropped slots
+};
+
+Trainer::Trainer(const RunConfig& config, const TokenDataset& dataset, Communicator& world,
+                 Context& context)
+    : config_(config),
+      world_(world),
+      context_(context),
+      mesh_(world, config.cluster.expert_parallel),
+      plan_(plan_steps(config, mesh_.layout())),
+      parameters_(context, config.model, activation_type(config.train.precision),
+                  local_experts(mesh_.layout(), config.model), /*training=*/true),
+      model_(parameters_, mesh_.layout().expert_parallel() > 1 ? &mesh_.ep() : nullptr,
+             config.train.reproducible),
+      reader_(dataset, config.data, plan_.batch_sequences),
+      validation_(dataset, config.data),
+      head_chunks_(head_chunks(plan_.units_per_micro, plan_.micro_tokens(), config.model.vocab,
+                               kHeadLogitBytes)),
+      pass_(context, model_, plan_, plan_.micro_sequences, /*training=*/true),
+      micro_batches_(at(plan_.micro_batches)),
+      flops_per_token_(training_flops(config.model, plan_.sequence_length, 1.0)) {
+  if (dataset.vocab_size() != config.model.vocab) {
+    throw ConfigError("model.vocab is {} but the data's tokenizer has {} pieces; set model.vocab: {}",
+                      config.model.vocab, dataset.vocab_size(), dataset.vocab_size());
+  }
+  make_regions();
+  parameters_.initialise(context_, static_cast<uint64_t>(config.train.seed));
+  parameters_.pack(context_);
+}
+
+void Trainer::make_regions() {
+  const Layout& layout = mesh_.layout();
+  const bool tree = config_.train.reproducible;
+  for (Region& region : parameters_.regions()) {
+    const bool experts = region.kind == RegionKind::kExperts;
+    RegionState state{.region = &region,
+                      .group = experts ? &mesh_.edp() : &mesh_.dp(),
+                      .gradients = {},
+                      .adamw = nullptr,
+                      .first_block = all_blocks_,
+                      .grad_shard = {}};
+    const int64_t slots = experts && tree ? layout.expert_parallel() : 1;
+    const int64_t head_leaves = plan_.micro_batches * head_chunks_.chunks;
+    auto make = [&](int64_t leaves) {
+      state.gradients.push_back(
+          std::make_unique<GradientRegion>(context_, region, slots, leaves, tree));
+    };
+    const bool tied = region.kind == RegionKind::kEmbedding && config_.model.tied_head;
+    make(region.kind == RegionKind::kHead ? head_leaves : plan_.micro_batches);
+    if (tied) make(head_leaves);
+    if (tied || region.kind == RegionKind::kHead) head_sink_ = state.gradients.back().get();
+
+    FlatLayout flat = flat_layout(region, parameters_.experts(), state.group->size());
+    all_blocks_ += flat.all_blocks();
+    state.adamw = std::make_unique<ShardedAdamW>(std::move(flat), state.group->rank());
+    regions_.push_back(std::move(state));
+  }
+}
+
+int Trainer::moe_layers() const {
+  return config_.model.moe.experts == 0
+             ? 0
+             : config_.model.layers - config_.model.moe.first_dense_layers;
+}
+
+void Trainer::leaf(RegionKind kind, bool begin) {
+  for (RegionState& state : regions_) {
+    if (state.region->kind != kind) continue;
+    begin ? state.gradients.front()->begin_leaf() : state.gradients.front()->end_leaf();
+  }
+}
+
+void Trainer::run_micro_batch(int64_t micro, int64_t counted, StepSums& sums) {
+  const TrainConfig& t = config_.train;
+  const BalanceWeights weights{
+      .aux_per_group = t.balance.aux_loss / static_cast<double>(plan_.balance_groups()),
+      .z_per_token = t.balance.z_loss / static_cast<double>(plan_.tokens_per_step())};
+  pass_.load(micro_batches_[at(micro)]);
+  pass_.forward(context_, weights);
+  head_loss_backward(context_, pass_.h_TD(), parameters_.head(), model_.logit_multiplier(),
+                     pass_.targets(), 1.0f / static_cast<float>(counted), pass_.groups().units,
+                     head_chunks_, *head_sink_, pass_.loss_T(), pass_.dh_TD());
+  const auto kinds = {RegionKind::kDense, RegionKind::kEmbedding, RegionKind::kExperts};
+  for (RegionKind kind : kinds) leaf(kind, true);
+  pass_.backward(context_, weights, pass_.dh_TD());
+  for (RegionKind kind : kinds) leaf(kind, false);
+
+  const int64_t first = mesh_.layout().units(plan_.units, plan_.micro_batches, micro).begin *
+                        plan_.unit_sequences;
+  pass_.sequence_losses(sums.losses().subspan(at(first), at(plan_.micro_sequences)));
+  record_balance(micro, sums);
+}
+
+void Trainer::record_balance(int64_t micro, StepSums& sums) {
+  const int64_t first_sequence =
+      mesh_.layout().units(plan_.units, plan_.micro_batches, micro).begin * plan_.unit_sequences;
+  const int64_t first_group = first_sequence / plan_.balance_sequences;
+  for (int64_t layer = 0, moe = 0; layer < config_.model.layers; ++layer) {
+    if (!config_.model.is_moe_layer(static_cast<int>(layer))) continue;
+    const BalanceRecord& record = pass_.activations().blocks[at(layer)].moe.balance;
+    for (size_t g = 0; g < record.aux_G.size(); ++g) {
+      sums.aux()[at(first_group) + g] += record.aux_G[g];
+      sums.z()[at(first_group) + g] += record.z_G[g];
+    }
+    for (size_t e = 0; e < record.load_E.size(); ++e) sums.load(moe)[e] += record.load_E[e];
+    sums.dropped(moe) += record.dropped;
+    ++moe;
+  }
+}
+
+void Trainer::reduce_gradients() {
+  const Order order = config_.train.reproducible ? Order::kTree : Order::kAny;
+  for (RegionState& state : regions_) {
+    const FlatLayout& layout = state.adamw->layout();
+    for (size_t i = 0; i < state.gradients.size(); ++i) {
+      const AnyView all = state.gradients[i]->result();
+      const FlatRange mine = state.adamw->range();
+      const AnyView shard = all.rows(mine.begin, mine.elements());
+      state.group->reduce_scatter(context_, all, layout.shard_elements(), shard, Reduce::kSum, order);
+      if (i == 0) {
+        state.grad_shard = shard;
+      } else {
+        add(context_, state.grad_shard, shard, state.grad_shard);
+      }
+    }
+  }
+}
+
+double Trainer::gradient_norm() {
+  std::vector<double> blocks(at(all_blocks_), 0.0);
+  for (RegionState& state : regions_) {
+    state.adamw->square_sums(
+        context_, state.grad_shard,
+        std::span(blocks).subspan(at(state.first_block), at(state.adamw->layout().all_blocks())));
+  }
+  world_.all_reduce(context_, View<double>(blocks.data(), {all_blocks_}), Reduce::kSum, Order::kAny);
+  return std::sqrt(std::accumulate(blocks.begin(), blocks.end(), 0.0));
+}
+
+void Trainer::update(double learning_rate, double norm) {
+  const OptimizerConfig& o = config_.train.optimizer;
+  const AdamWStep hyper{
+      .learning_rate = learning_rate,
+      .beta1 = o.beta1,
+      .beta2 = o.beta2,
+      .eps = o.eps,
+      .weight_decay = o.weight_decay,
+      .step = next_step_ + 1,
+      .grad_scale = o.clip > 0 && norm > o.clip ? static_cast<float>(o.clip / norm) : 1.0f};
+  for (RegionState& state : regions_) {
+    const AnyView values = state.region->values;
+    state.adamw->step(context_, hyper, values, state.grad_shard);
+    const FlatRange mine = state.adamw->range();
+    state.group->all_gather(context_, values.rows(mine.begin, mine.elements()), values,
+                            state.adamw->layout().shard_elements());
+  }
+}
+
+void Trainer::update_biases(StepSums& sums) {
+  const double rate = config_.train.balance.bias_update;
+  if (rate == 0) return;
+  for (int64_t layer = 0, moe = 0; layer < config_.model.layers; ++layer) {
+    if (!config_.model.is_moe_layer(static_cast<int>(layer))) continue;
+    Parameter& bias = parameters_.get("blocks." + std::to_string(layer) + ".moe.router_bias");
+    update_bias(sums.load(moe++), rate, bias.value.as<float>());
+  }
+}
+
+StepResult Trainer::summarise(StepSums& sums, int64_t counted) const {
+  StepResult result;
+  result.step = next_step_;
+  result.tokens = plan_.tokens_per_step();
+  const auto total = [](std::span<double> v) { return std::accumulate(v.begin(), v.end(), 0.0); };
+  result.loss = total(sums.losses()) / static_cast<double>(counted);
+  const BalanceConfig& b = config_.train.balance;
+  result.aux_loss = b.aux_loss * total(sums.aux()) / static_cast<double>(plan_.balance_groups());
+  result.z_loss = b.z_loss * total(sums.z()) / static_cast<double>(plan_.tokens_per_step());
+  for (int64_t layer = 0; layer < moe_layers(); ++layer) {
+    LayerHealth health;
+    const std::span<int64_t> load = sums.load(layer);
+    const auto slots = static_cast<double>(std::accumulate(load.begin(), load.end(), int64_t{0}));
+    double entropy = 0;
+    for (int64_t n : load) {
+      const double share = static_cast<double>(n) / std::max(slots, 1.0);
+      if (n > 0) entropy -= share * std::log(share);
+      health.dead_experts += n == 0;
+    }
+    const auto experts = static_cast<double>(load.size());
+    const auto most = static_cast<double>(*std::max_element(load.begin(), load.end()));
+    health.load_max_over_mean = slots > 0 ? most * experts / slots : 1;
+    health.load_entropy = experts > 1 ? entropy / std::log(experts) : 1;
+    health.dropped = sums.dropped(layer);
+    health.load_E.assign(load.begin(), load.end());
+    result.layers.push_back(std::move(health));
+  }
+  return result;
+}
+
+StepResult Trainer::step() {
+  int64_t counted = 0;
+  for (int64_t m = 0; m < plan_.micro_batches; ++m) {
+    const int64_t first =
+        mesh_.layout().units(plan_.units, plan_.micro_batches, m).begin * plan_.unit_sequences;
+    SequenceBatch& batch = micro_batches_[at(m)];
+    reader_.read_sequences(next_step_, first, plan_.micro_sequences, batch);
+    counted += batch.counted_targets;
+  }
+  world_.all_reduce(context_, View<int64_t>(&counted, {1}), Reduce::kSum, Order::kAny);
+  counted = std::max<int64_t>(counted, 1);
+
+  StepSums sums(plan_, moe_layers(), config_.model.moe.experts);
+  for (int64_t m = 0; m < plan_.micro_batches; ++m) run_micro_batch(m, counted, sums);
+  sums.all_reduce(context_, world_);
+  reduce_gradients();
+  const double norm = gradient_norm();
+
+  StepResult result = summarise(sums, counted);
+  result.gradient_norm = norm;
+  result.learning_rate =
+      config_.train.optimizer.learning_rate * plan_.schedule.factor(next_step_);
+  // Norm and loss are the same bits on every rank, so all decide alike.
+  result.skipped = !std::isfinite(norm) || !std::isfinite(result.loss);
+  if (result.skipped) {
+    if (++bad_steps_ >= config_.train.max_bad_steps) {
+      throw NumericError("step {}: gradients were not finite {} times in a row (loss {}); lower "
+                         "train.optimizer.learning_rate", next_step_, bad_steps_, result.loss);
+    }
+  } else {
+    bad_steps_ = 0;
+    update(result.learning_rate, norm);
+    update_biases(sums);
+    parameters_.pack(context_);
+  }
+  ++next_step_;
+  return result;
+}
+
+ValidationResult Trainer::validate() {
+  if (!evaluator_) {
+    evaluator_ = std::make_unique<Evaluator>(context_, parameters_, model_, plan_, validation_, world_);
+  }
+  return evaluator_->run();
+}
+
+}  // namespace degu

@@ -1,0 +1,114 @@
+// A model in training on one rank of a job: steps, validation, state.
+//
+// Everything that is computed over several tokens or sequences is reduced in an order that the layout of
+// ranks does not change (docs/numerics.md), so with `train.reproducible` two trainers of one
+// configuration hold the same bits after each step, however their ranks are arranged.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "comm/mesh.h"
+#include "data/reader.h"
+#include "io/checkpoint.h"
+#include "model/transformer.h"
+#include "optim/sharded_adamw.h"
+#include "train/evaluate.h"
+#include "train/gradients.h"
+#include "train/pass.h"
+#include "train/step_plan.h"
+
+namespace degu {
+
+struct LayerHealth {
+  double load_max_over_mean = 1;
+  double load_entropy = 1;       // of the shares of routed slots, over ln E: 1 is even
+  int64_t dead_experts = 0;      // experts that no token chose
+  int64_t dropped = 0;           // routed slots over capacity
+  std::vector<int64_t> load_E;
+};
+
+struct StepResult {
+  int64_t step = 0;             // of this update, from 0
+  double loss = 0;              // mean cross-entropy over the step's counted targets, nats
+  double aux_loss = 0;          // weighted, as added
+  double z_loss = 0;            // weighted, as added
+  double gradient_norm = 0;     // before clipping
+  double learning_rate = 0;
+  int64_t tokens = 0;
+  bool skipped = false;         // gradient was not finite: weights unchanged
+  std::vector<LayerHealth> layers;  // MoE layers only, in order
+};
+
+class Trainer {
+ public:
+  // Collective. The configuration's model must be resolved. The dataset outlives the trainer.
+  Trainer(const RunConfig& config, const TokenDataset& dataset, Communicator& world, Context& context);
+
+  const StepPlan& plan() const { return plan_; }
+  const RunConfig& config() const { return config_; }
+  int64_t next_step() const { return next_step_; }
+  bool finished() const { return next_step_ >= plan_.steps; }
+  ParameterSet& parameters() { return parameters_; }
+  double training_flops_per_token() const { return flops_per_token_; }
+  size_t reserved_bytes() const { return pass_.reserved_bytes(); }
+
+  // One optimizer step. Collective. NumericError on all ranks alike when non-finite gradients have
+  // reached train.max_bad_steps in a row.
+  StepResult step();
+  // Loss on the fixed validation set. Collective.
+  ValidationResult validate();
+
+  // Adds values, moments and counters to a checkpoint, or takes them from one. Collective.
+  void save(CheckpointWriter& writer);
+  void load(const CheckpointReader& reader);
+  // Values only: starts a new run from another run's weights.
+  void load_weights(const CheckpointReader& reader);
+
+ private:
+  // Sums over the step that the ranks share: placed by global index, so that adding them is exact.
+  struct StepSums;
+  struct RegionState {
+    Region* region;
+    Communicator* group;  // the ranks that hold the same members
+    std::vector<std::unique_ptr<GradientRegion>> gradients;  // two for a tied embedding
+    std::unique_ptr<ShardedAdamW> adamw;
+    int64_t first_block;  // of its blocks among all regions'
+    AnyView grad_shard;   // this step's
+  };
+
+  void make_regions();
+  void leaf(RegionKind kind, bool begin);
+  void run_micro_batch(int64_t micro, int64_t counted, StepSums& sums);
+  void record_balance(int64_t micro, StepSums& sums);
+  void reduce_gradients();
+  double gradient_norm();
+  void update(double learning_rate, double norm);
+  void update_biases(StepSums& sums);
+  StepResult summarise(StepSums& sums, int64_t counted) const;
+  int moe_layers() const;
+
+  RunConfig config_;
+  Communicator& world_;
+  Context& context_;
+  Mesh mesh_;
+  StepPlan plan_;
+  ParameterSet parameters_;
+  Transformer model_;
+  BatchReader reader_;
+  ValidationSet validation_;
+  HeadChunks head_chunks_;
+  Pass pass_;
+  std::unique_ptr<Evaluator> evaluator_;
+  std::vector<RegionState> regions_;
+  LeafSink* head_sink_ = nullptr;
+  int64_t all_blocks_ = 0;
+  std::vector<SequenceBatch> micro_batches_;
+  double flops_per_token_ = 0;
+  int64_t next_step_ = 0;
+  int64_t bad_steps_ = 0;
+};
+
+}  // namespace degu
