@@ -9,85 +9,24 @@
 namespace degu {
 namespace {
 
-// Rows are summed in steps: one row of fp32, a pair of rows of bf16 (an odd last row is paired with
-// zeros). Within a unit both operands are packed step by step: `Word` is what one step takes of a
-// column.
-template <class T>
-struct Rows;
-
-template <>
-struct Rows<float> {
-  using Word = float;
-  static constexpr int64_t kStep = 1;
-  static Word join(float first, float) { return first; }
-};
-
-template <>
-struct Rows<bf16> {
-  using Word = uint32_t;
-  static constexpr int64_t kStep = 2;
-  static Word join(bf16 first, bf16 second) { return uint32_t{second.bits} << 16 | first.bits; }
-};
-
-template <class T>
-int64_t steps_of(int64_t rows) {
-  return (rows + Rows<T>::kStep - 1) / Rows<T>::kStep;
-}
-
-// out[step][0 .. width) = columns [column, column + count) of rows [begin, end), zeros beyond
-// count.
-template <class T>
-void pack_columns(const T* from, int64_t stride, int64_t begin, int64_t end, int64_t column,
-                  int64_t count, int64_t width, typename Rows<T>::Word* out) {
-  for (int64_t r = begin; r < end; r += Rows<T>::kStep, out += width) {
-    const T* first = from + r * stride + column;
-    const bool paired = Rows<T>::kStep == 2 && r + 1 < end;
-    for (int64_t j = 0; j < count; ++j) {
-      out[j] = Rows<T>::join(first[j], paired ? first[stride + j] : T{});
-    }
-    for (int64_t j = count; j < width; ++j) out[j] = {};
-  }
-}
-
 // tile[i] += sum over steps of a[step][i] * b[step]; a is [steps][kRows], b [steps][kPanel].
-template <int kRows>
+template <class T, int kRows>
 [[gnu::always_inline]] inline void accumulate(Tile<kRows>& tile, const uint32_t* a,
                                               const uint32_t* b, int64_t steps) {
   for (int64_t s = 0; s < steps; ++s, a += kRows, b += kPanel) {
-    const VecPairs b0 = load_pairs(reinterpret_cast<const bf16*>(b));
-    const VecPairs b1 = load_pairs(reinterpret_cast<const bf16*>(b + VecF::kLanes));
-#pragma GCC unroll 12
-    for (int i = 0; i < kRows; ++i) {
-      const VecPairs w = broadcast_word(a[i]);
-      tile.sum[i][0] = dot_bf16(tile.sum[i][0], w, b0);
-      tile.sum[i][1] = dot_bf16(tile.sum[i][1], w, b1);
-    }
-  }
-}
-
-template <int kRows>
-[[gnu::always_inline]] inline void accumulate(Tile<kRows>& tile, const float* a, const float* b,
-                                              int64_t steps) {
-  for (int64_t s = 0; s < steps; ++s, a += kRows, b += kPanel) {
-    const VecF b0 = load(b);
-    const VecF b1 = load(b + VecF::kLanes);
-#pragma GCC unroll 12
-    for (int i = 0; i < kRows; ++i) {
-      const VecF w = broadcast(a[i]);
-      tile.sum[i][0] = fma(w, b0, tile.sum[i][0]);
-      tile.sum[i][1] = fma(w, b1, tile.sum[i][1]);
-    }
+    Words<T>::multiply(tile, load_pairs(b), load_pairs(b + VecF::kLanes),
+                       [a](int i) { return broadcast_word(a[i]); });
   }
 }
 
 constexpr int64_t kTileFloats = kTileRows * kPanel;
 
-// One (group, slot): a tile of the gradient, its units joined in the fixed binary tree.
-template <class T>
+// One (group, slot): where its units lie and where the result goes.
 struct Result {
-  std::span<const int64_t> steps;  // of each unit
-  float* dw;                       // [F, D]
-  int64_t width;                   // D
+  const int64_t* first_step;  // of each unit, and the end of the last
+  int64_t units;
+  float* dw;      // [F, D]
+  int64_t width;  // D
   bool add;
   float* stack;  // partial sums of complete subtrees, one tile per level
 };
@@ -120,20 +59,19 @@ template <int kRows>
 // power of two the remaining subtrees are joined from the right: with 7 units ((u0+u1)+(u2+u3)) +
 // ((u4+u5) + u6).
 template <class T, int kRows>
-void gradient_tile(const Result<T>& result, const typename Rows<T>::Word* a,
-                   const typename Rows<T>::Word* b, int64_t row, int64_t column) {
+void gradient_tile(const Result& result, const uint32_t* a, const uint32_t* b, int64_t row,
+                   int64_t column) {
   Tile<kRows> tile{};
-  const auto units = static_cast<int64_t>(result.steps.size());
-  for (int64_t u = 0; u < units; ++u) {
+  for (int64_t u = 0; u < result.units; ++u) {
 #pragma GCC unroll 12
     for (int i = 0; i < kRows; ++i) tile.sum[i][0] = tile.sum[i][1] = zero();
-    const int64_t steps = result.steps[static_cast<size_t>(u)];
-    accumulate(tile, a, b, steps);
+    const int64_t steps = result.first_step[u + 1] - result.first_step[u];
+    accumulate<T>(tile, a, b, steps);
     a += steps * kRows;
     b += steps * kPanel;
     int level = 0;
     for (; (u >> level & 1) != 0; ++level) join(result.stack + level * kTileFloats, tile);
-    if (u + 1 < units) {
+    if (u + 1 < result.units) {
       keep(tile, result.stack + level * kTileFloats);
     } else {
       for (++level; (u >> level) != 0; ++level) {
@@ -156,8 +94,8 @@ void gradient_tile(const Result<T>& result, const typename Rows<T>::Word* a,
 }
 
 template <class T>
-using GradientFunction = void (*)(const Result<T>&, const typename Rows<T>::Word*,
-                                  const typename Rows<T>::Word*, int64_t, int64_t);
+using GradientFunction = void (*)(const Result&, const uint32_t*, const uint32_t*, int64_t,
+                                  int64_t);
 
 // Entry i - 1 computes i rows of the gradient.
 template <class T>
@@ -166,11 +104,15 @@ constexpr auto kGradientFunctions = []<int... i>(std::integer_sequence<int, i...
 }
 (std::make_integer_sequence<int, kTileRows>{});
 
+// dW is cut into blocks of tiles: kBlockTiles tiles high, all columns wide. x is packed into panels
+// once (by all threads, before), dy block by block, by the thread that needs it, into scratch that
+// stays in its second-level cache while the panels of x pass by.
+constexpr int64_t kBlockTiles = 8;
+constexpr int64_t kTasksPerThread = 4;  // fewer tiles per block where there would be fewer tasks
+
 template <class T>
 class WeightGradient {
  public:
-  using Word = typename Rows<T>::Word;
-
   WeightGradient(Context& context, AnyView dy, AnyView x, const UnitSegments& segments, AnyView dw,
                  Write write)
       : context_(context),
@@ -181,92 +123,118 @@ class WeightGradient {
         outputs_(dy.dim(1)),
         width_(x.dim(1)),
         panels_((width_ + kPanel - 1) / kPanel),
+        tiles_((outputs_ + kTileRows - 1) / kTileRows),
         add_(write == Write::kAdd) {}
 
   void run() {
-    if (outputs_ == 0 || width_ == 0) return;
+    const int64_t results = segments_.groups * segments_.slots;
+    if (outputs_ == 0 || width_ == 0 || results == 0) return;
     ScratchScope scope(context_.scratch());
     Arena& arena = context_.scratch();
-    const auto count = static_cast<int64_t>(segments_.offsets.size()) - 1;
-    steps_ = arena.take<int64_t>({count + 1}).data();
-    first_ = arena.take<int64_t>({count + 1}).data();
-    first_[0] = 0;
-    int64_t most = 0;  // steps of one (group, slot)
-    for (int64_t i = 0; i < count; ++i) {
-      const auto at = static_cast<size_t>(i);
-      steps_[i] = steps_of<T>(segments_.offsets[at + 1] - segments_.offsets[at]);
-      first_[i + 1] = first_[i] + steps_[i];
-      if ((i + 1) % segments_.units == 0)
-        most = std::max(most, first_[i + 1] - first_[i + 1 - segments_.units]);
-    }
-    const int64_t results = segments_.groups * segments_.slots;
-    b_ = static_cast<Word*>(
-        arena.take_bytes(static_cast<size_t>(first_[count] * panels_ * kPanel) * sizeof(Word)));
-    context_.parallel_for(results * panels_,
-                          [&](int64_t task, int) { pack_panel(task / panels_, task % panels_); });
+    count_steps();
+    x_words_ = take_words(first_step_[results * segments_.units] * panels_ * kPanel);
+    const int64_t runs = (panels_ + kPanelsPerTask - 1) / kPanelsPerTask;
+    context_.parallel_for(results * segments_.units * runs,
+                          [&](int64_t task, int) { pack_x(task / runs, task % runs); });
 
-    const int64_t tiles = (outputs_ + kTileRows - 1) / kTileRows;
-    tiles_per_block_ = std::min<int64_t>(tiles, 8);
-    const int64_t blocks = (tiles + tiles_per_block_ - 1) / tiles_per_block_;
+    const int64_t wanted = std::max<int64_t>(1, context_.threads() * kTasksPerThread / results);
+    block_tiles_ = std::clamp<int64_t>(tiles_ / wanted, 1, kBlockTiles);
+    const int64_t blocks = (tiles_ + block_tiles_ - 1) / block_tiles_;
+    const int64_t dy_words = most_steps_ * block_tiles_ * kTileRows;
     const int64_t levels = std::bit_width(static_cast<uint64_t>(segments_.units));
-    const int64_t a_words = most * tiles_per_block_ * kTileRows;
-    auto* a = static_cast<Word*>(
-        arena.take_bytes(static_cast<size_t>(context_.threads() * a_words) * sizeof(Word)));
+    uint32_t* dy_scratch = take_words(context_.threads() * dy_words);
     float* stacks = arena.take<float>({context_.threads(), levels * kTileFloats}).data();
     context_.parallel_dynamic(results * blocks, [&](int64_t task, int thread) {
-      compute_block(task / blocks, task % blocks, a + thread * a_words,
+      compute_block(task / blocks, task % blocks, dy_scratch + thread * dy_words,
                     stacks + thread * levels * kTileFloats);
     });
   }
 
  private:
-  // (group, slot) number r = g * slots + s; its units are segments r * units ...
-  void pack_panel(int64_t r, int64_t panel) {
-    const int64_t column = panel * kPanel;
-    Word* out = panel_of(r, panel);
-    for (int64_t i = r * segments_.units; i < (r + 1) * segments_.units; ++i) {
-      pack_columns(x_, width_, segments_.offsets[static_cast<size_t>(i)],
-                   segments_.offsets[static_cast<size_t>(i) + 1], column,
-                   std::min<int64_t>(kPanel, width_ - column), kPanel, out);
-      out += steps_[i] * kPanel;
-    }
+  static constexpr int64_t kPanelsPerTask = 4;
+
+  uint32_t* take_words(int64_t count) {
+    return static_cast<uint32_t*>(
+        context_.scratch().take_bytes(static_cast<size_t>(count) * sizeof(uint32_t)));
   }
 
-  Word* panel_of(int64_t r, int64_t panel) const {
-    const int64_t begin = first_[r * segments_.units];
-    const int64_t steps = first_[(r + 1) * segments_.units] - begin;
-    return b_ + (begin * panels_ + steps * panel) * kPanel;
+  // Segment i = r * units + u holds unit u of result r = g * slots + s.
+  int64_t row_of_segment(int64_t i) const { return segments_.offsets[static_cast<size_t>(i)]; }
+  int64_t steps_of_result(int64_t r) const {
+    return first_step_[(r + 1) * segments_.units] - first_step_[r * segments_.units];
   }
 
-  void compute_block(int64_t r, int64_t block, Word* a, float* stack) {
-    const int64_t units = segments_.units;
-    const int64_t steps = first_[(r + 1) * units] - first_[r * units];
-    const int64_t g = r / segments_.slots;
-    const int64_t s = r % segments_.slots;
-    const Result<T> result = {{steps_ + r * units, static_cast<size_t>(units)},
-                              dw_ + (s * segments_.groups + g) * outputs_ * width_,
-                              width_,
-                              add_,
-                              stack};
-    const int64_t tiles = (outputs_ + kTileRows - 1) / kTileRows;
-    const int64_t first = block * tiles_per_block_;
-    const int64_t last = std::min(tiles, first + tiles_per_block_);
-    const auto row_of = [&](int64_t tile) { return outputs_ * tile / tiles; };
-    for (int64_t t = first; t < last; ++t) {
-      const int64_t height = row_of(t + 1) - row_of(t);
-      Word* out = a + (row_of(t) - row_of(first)) * steps;
-      for (int64_t i = r * units; i < (r + 1) * units; ++i) {
-        pack_columns(dy_, outputs_, segments_.offsets[static_cast<size_t>(i)],
-                     segments_.offsets[static_cast<size_t>(i) + 1], row_of(t), height, height, out);
-        out += steps_[i] * height;
+  void count_steps() {
+    const int64_t count = segments_.groups * segments_.slots * segments_.units;
+    first_step_ = context_.scratch().take<int64_t>({count + 1}).data();
+    first_step_[0] = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t steps = steps_for<T>(row_of_segment(i + 1) - row_of_segment(i));
+      first_step_[i + 1] = first_step_[i] + steps;
+      if ((i + 1) % segments_.units == 0) {
+        most_steps_ = std::max(most_steps_, steps_of_result(i / segments_.units));
       }
     }
+  }
+
+  // Panels of one result lie one after the other, each [steps][kPanel].
+  uint32_t* panel_of(int64_t r, int64_t panel) const {
+    const int64_t first = first_step_[r * segments_.units];
+    return x_words_ + (first * panels_ + steps_of_result(r) * panel) * kPanel;
+  }
+
+  void pack_x(int64_t segment, int64_t run) {
+    const int64_t r = segment / segments_.units;
+    const int64_t row = row_of_segment(segment);
+    const int64_t step = first_step_[segment] - first_step_[r * segments_.units];
+    const int64_t last = std::min(panels_, (run + 1) * kPanelsPerTask);
+    for (int64_t panel = run * kPanelsPerTask; panel < last; ++panel) {
+      const int64_t column = panel * kPanel;
+      pack_rows<T>(x_ + row * width_ + column, width_, row_of_segment(segment + 1) - row,
+                   std::min<int64_t>(kPanel, width_ - column), kPanel,
+                   panel_of(r, panel) + step * kPanel);
+    }
+  }
+
+  int64_t row_of_tile(int64_t tile) const { return outputs_ * tile / tiles_; }
+
+  // dy of the block's tiles, each [steps][height].
+  void pack_dy(int64_t r, int64_t first, int64_t last, uint32_t* words) const {
+    const int64_t steps = steps_of_result(r);
+    for (int64_t i = r * segments_.units; i < (r + 1) * segments_.units; ++i) {
+      const int64_t row = row_of_segment(i);
+      const int64_t step = first_step_[i] - first_step_[r * segments_.units];
+      for (int64_t tile = first; tile < last; ++tile) {
+        const int64_t column = row_of_tile(tile);
+        const int64_t height = row_of_tile(tile + 1) - column;
+        pack_rows<T>(dy_ + row * outputs_ + column, outputs_, row_of_segment(i + 1) - row, height,
+                     height, words + (column - row_of_tile(first)) * steps + step * height);
+      }
+    }
+  }
+
+  void compute_block(int64_t r, int64_t block, uint32_t* dy_words, float* stack) const {
+    const int64_t group = r / segments_.slots;
+    const int64_t slot = r % segments_.slots;
+    const Result result = {
+        .first_step = first_step_ + r * segments_.units,
+        .units = segments_.units,
+        .dw = dw_ + (slot * segments_.groups + group) * outputs_ * width_,
+        .width = width_,
+        .add = add_,
+        .stack = stack,
+    };
+    const int64_t first = block * block_tiles_;
+    const int64_t last = std::min(tiles_, first + block_tiles_);
+    pack_dy(r, first, last, dy_words);
     for (int64_t panel = 0; panel < panels_; ++panel) {
-      for (int64_t t = first; t < last; ++t) {
-        const int64_t height = row_of(t + 1) - row_of(t);
-        kGradientFunctions<T>[static_cast<size_t>(height - 1)](
-            result, a + (row_of(t) - row_of(first)) * steps, panel_of(r, panel), row_of(t),
-            panel * kPanel);
+      const uint32_t* x_words = panel_of(r, panel);
+      for (int64_t tile = first; tile < last; ++tile) {
+        const int64_t row = row_of_tile(tile);
+        const int64_t height = row_of_tile(tile + 1) - row;
+        const uint32_t* a = dy_words + (row - row_of_tile(first)) * steps_of_result(r);
+        kGradientFunctions<T>[static_cast<size_t>(height - 1)](result, a, x_words, row,
+                                                               panel * kPanel);
       }
     }
   }
@@ -276,14 +244,15 @@ class WeightGradient {
   const T* dy_;
   const T* x_;
   float* dw_;
-  int64_t outputs_;
-  int64_t width_;
-  int64_t panels_;
+  int64_t outputs_;  // F
+  int64_t width_;    // D
+  int64_t panels_;   // of x
+  int64_t tiles_;    // of dy
   bool add_;
-  int64_t tiles_per_block_ = 1;
-  int64_t* steps_ = nullptr;  // of each segment
-  int64_t* first_ = nullptr;  // steps before each segment
-  Word* b_ = nullptr;         // x, packed
+  int64_t block_tiles_ = 1;
+  int64_t most_steps_ = 0;         // of one result
+  int64_t* first_step_ = nullptr;  // steps before each segment
+  uint32_t* x_words_ = nullptr;    // x, packed
 };
 
 void weight_gradient(Context& context, AnyView dy, AnyView x, const UnitSegments& segments,

@@ -1,15 +1,18 @@
-// Vectors of fp32 lanes for the sources that are compiled once per instruction set (kernels/cpu/isa.h).
-// Everything sits in an unnamed namespace: two objects of different sets never share a function.
+// Vectors of fp32 lanes for the sources that are compiled once per instruction set
+// (kernels/cpu/isa.h). Everything sits in an unnamed namespace: two objects of different sets never
+// share a function.
 //
 //               lanes   fma             bf16 from fp32                     dot_bf16
 //   portable      4     mul, then add   nearest even                       mul, add per product
 //   avx2          8     one rounding    nearest even                       two fma
 //   avx512       16     one rounding    nearest even                       two fma
-//   avx512_bf16  16     one rounding    nearest even, subnormals become 0  vdpbf16ps (subnormals as 0)
+//   avx512_bf16  16     one rounding    nearest even, subnormals become 0  vdpbf16ps (subnormals as
+//   0)
 //
-// So floating results differ between sets (they are promised per set); within a set they are the same
-// wherever a value stands in a vector: partial loads and stores use the same arithmetic as full ones.
-// The build forbids contraction: a*b+c is two roundings, fma(a, b, c) is what the table says.
+// So floating results differ between sets (they are promised per set); within a set they are the
+// same wherever a value stands in a vector: partial loads and stores use the same arithmetic as
+// full ones. The build forbids contraction: a*b+c is two roundings, fma(a, b, c) is what the table
+// says.
 #pragma once
 
 #include <cmath>
@@ -42,20 +45,43 @@ struct VecPairs {
   static constexpr int kLanes = 16;
   __m512i v;
 };
-inline __mmask16 first_lanes(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
+inline __mmask16 first_lanes(int n) {
+  return static_cast<__mmask16>((1u << n) - 1u);
+}
 
-inline VecF zero() { return {_mm512_setzero_ps()}; }
-inline VecF broadcast(float x) { return {_mm512_set1_ps(x)}; }
-inline VecF load(const float* p) { return {_mm512_loadu_ps(p)}; }
-inline VecF load(const float* p, int n) { return {_mm512_maskz_loadu_ps(first_lanes(n), p)}; }
-inline void store(float* p, VecF a) { _mm512_storeu_ps(p, a.v); }
-inline void store(float* p, VecF a, int n) { _mm512_mask_storeu_ps(p, first_lanes(n), a.v); }
-inline void stream(float* p, VecF a) { _mm512_stream_ps(p, a.v); }
+inline VecF zero() {
+  return {_mm512_setzero_ps()};
+}
+inline VecF broadcast(float x) {
+  return {_mm512_set1_ps(x)};
+}
+inline VecF load(const float* p) {
+  return {_mm512_loadu_ps(p)};
+}
+inline VecF load(const float* p, int n) {
+  return {_mm512_maskz_loadu_ps(first_lanes(n), p)};
+}
+inline void store(float* p, VecF a) {
+  _mm512_storeu_ps(p, a.v);
+}
+inline void store(float* p, VecF a, int n) {
+  _mm512_mask_storeu_ps(p, first_lanes(n), a.v);
+}
+inline void stream(float* p, VecF a) {
+  _mm512_stream_ps(p, a.v);
+}
 
-inline VecF widen(__m256i a) {
+using Half = __m256i;  // kLanes bf16
+inline Half load_half(const bf16* p) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+}
+inline Half load_half(const bf16* p, int n) {
+  return _mm256_maskz_loadu_epi16(first_lanes(n), p);
+}
+inline VecF widen(Half a) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(a), 16))};
 }
-inline __m256i narrow(VecF a) {
+inline Half narrow(VecF a) {
 #if defined(__AVX512BF16__)
   return (__m256i)_mm512_cvtneps_pbh(a.v);
 #else
@@ -68,34 +94,75 @@ inline __m256i narrow(VecF a) {
 #endif
 }
 inline VecF load(const bf16* p) {
-  return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return widen(load_half(p));
 }
-inline VecF load(const bf16* p, int n) { return widen(_mm256_maskz_loadu_epi16(first_lanes(n), p)); }
-inline void store(bf16* p, VecF a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(a)); }
-inline void store(bf16* p, VecF a, int n) { _mm256_mask_storeu_epi16(p, first_lanes(n), narrow(a)); }
-inline void stream(bf16* p, VecF a) { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), narrow(a)); }
+inline VecF load(const bf16* p, int n) {
+  return widen(load_half(p, n));
+}
+inline void store(bf16* p, VecF a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(a));
+}
+inline void store(bf16* p, VecF a, int n) {
+  _mm256_mask_storeu_epi16(p, first_lanes(n), narrow(a));
+}
+inline void stream(bf16* p, VecF a) {
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), narrow(a));
+}
 
-inline VecF operator+(VecF a, VecF b) { return {_mm512_add_ps(a.v, b.v)}; }
-inline VecF operator-(VecF a, VecF b) { return {_mm512_sub_ps(a.v, b.v)}; }
-inline VecF operator*(VecF a, VecF b) { return {_mm512_mul_ps(a.v, b.v)}; }
-inline VecF operator/(VecF a, VecF b) { return {_mm512_div_ps(a.v, b.v)}; }
-inline VecF fma(VecF a, VecF b, VecF c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
-inline VecF max(VecF a, VecF b) { return {_mm512_max_ps(a.v, b.v)}; }
-inline VecF min(VecF a, VecF b) { return {_mm512_min_ps(a.v, b.v)}; }
-inline VecF sqrt(VecF a) { return {_mm512_sqrt_ps(a.v)}; }
+inline VecF operator+(VecF a, VecF b) {
+  return {_mm512_add_ps(a.v, b.v)};
+}
+inline VecF operator-(VecF a, VecF b) {
+  return {_mm512_sub_ps(a.v, b.v)};
+}
+inline VecF operator*(VecF a, VecF b) {
+  return {_mm512_mul_ps(a.v, b.v)};
+}
+inline VecF operator/(VecF a, VecF b) {
+  return {_mm512_div_ps(a.v, b.v)};
+}
+inline VecF fma(VecF a, VecF b, VecF c) {
+  return {_mm512_fmadd_ps(a.v, b.v, c.v)};
+}
+inline VecF max(VecF a, VecF b) {
+  return {_mm512_max_ps(a.v, b.v)};
+}
+inline VecF min(VecF a, VecF b) {
+  return {_mm512_min_ps(a.v, b.v)};
+}
+inline VecF sqrt(VecF a) {
+  return {_mm512_sqrt_ps(a.v)};
+}
 inline VecF round_nearest(VecF a) {
   return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
-inline VecF scale_by_power(VecF a, VecF exponent) { return {_mm512_scalef_ps(a.v, exponent.v)}; }
+inline VecF scale_by_power(VecF a, VecF exponent) {
+  return {_mm512_scalef_ps(a.v, exponent.v)};
+}
 inline VecF keep_first(VecF a, int n, VecF other) {
   return {_mm512_mask_mov_ps(other.v, first_lanes(n), a.v)};
 }
 
-inline VecPairs load_pairs(const bf16* p) { return {_mm512_loadu_si512(p)}; }
+inline VecPairs load_pairs(const void* p) {
+  return {_mm512_loadu_si512(p)};
+}
+inline void store_pairs(void* p, VecPairs a) {
+  _mm512_storeu_si512(p, a.v);
+}
+inline void store_pairs(void* p, VecPairs a, int n) {
+  _mm512_mask_storeu_epi32(p, first_lanes(n), a.v);
+}
+// Lane i becomes the pair (even[i], odd[i]).
+inline VecPairs zip(Half even, Half odd) {
+  return {_mm512_or_si512(_mm512_cvtepu16_epi32(even),
+                          _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16))};
+}
 inline VecPairs broadcast_word(uint32_t word) {
   return {_mm512_set1_epi32(static_cast<int32_t>(word))};
 }
-inline VecF even_of(VecPairs a) { return {_mm512_castsi512_ps(_mm512_slli_epi32(a.v, 16))}; }
+inline VecF even_of(VecPairs a) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(a.v, 16))};
+}
 inline VecF odd_of(VecPairs a) {
   return {_mm512_castsi512_ps(_mm512_and_si512(a.v, _mm512_set1_epi32(-65536)))};
 }
@@ -115,18 +182,41 @@ inline __m256i first_lanes(int n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 
-inline VecF zero() { return {_mm256_setzero_ps()}; }
-inline VecF broadcast(float x) { return {_mm256_set1_ps(x)}; }
-inline VecF load(const float* p) { return {_mm256_loadu_ps(p)}; }
-inline VecF load(const float* p, int n) { return {_mm256_maskload_ps(p, first_lanes(n))}; }
-inline void store(float* p, VecF a) { _mm256_storeu_ps(p, a.v); }
-inline void store(float* p, VecF a, int n) { _mm256_maskstore_ps(p, first_lanes(n), a.v); }
-inline void stream(float* p, VecF a) { _mm256_stream_ps(p, a.v); }
+inline VecF zero() {
+  return {_mm256_setzero_ps()};
+}
+inline VecF broadcast(float x) {
+  return {_mm256_set1_ps(x)};
+}
+inline VecF load(const float* p) {
+  return {_mm256_loadu_ps(p)};
+}
+inline VecF load(const float* p, int n) {
+  return {_mm256_maskload_ps(p, first_lanes(n))};
+}
+inline void store(float* p, VecF a) {
+  _mm256_storeu_ps(p, a.v);
+}
+inline void store(float* p, VecF a, int n) {
+  _mm256_maskstore_ps(p, first_lanes(n), a.v);
+}
+inline void stream(float* p, VecF a) {
+  _mm256_stream_ps(p, a.v);
+}
 
-inline VecF widen(__m128i a) {
+using Half = __m128i;  // kLanes bf16
+inline Half load_half(const bf16* p) {
+  return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+}
+inline Half load_half(const bf16* p, int n) {
+  alignas(16) bf16 buffer[8]{};
+  std::memcpy(buffer, p, static_cast<size_t>(n) * sizeof(bf16));
+  return load_half(buffer);
+}
+inline VecF widen(Half a) {
   return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(a), 16))};
 }
-inline __m128i narrow(VecF a) {
+inline Half narrow(VecF a) {
   const __m256i word = _mm256_castps_si256(a.v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(word, 16), _mm256_set1_epi32(1));
   const __m256i up = _mm256_add_epi32(word, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
@@ -136,33 +226,52 @@ inline __m128i narrow(VecF a) {
   return _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
 }
 inline VecF load(const bf16* p) {
-  return widen(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return widen(load_half(p));
 }
 inline VecF load(const bf16* p, int n) {
-  alignas(16) bf16 buffer[8]{};
-  std::memcpy(buffer, p, static_cast<size_t>(n) * sizeof(bf16));
-  return load(buffer);
+  return widen(load_half(p, n));
 }
-inline void store(bf16* p, VecF a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow(a)); }
+inline void store(bf16* p, VecF a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow(a));
+}
 inline void store(bf16* p, VecF a, int n) {
   alignas(16) bf16 buffer[8];
   store(buffer, a);
   std::memcpy(p, buffer, static_cast<size_t>(n) * sizeof(bf16));
 }
-inline void stream(bf16* p, VecF a) { _mm_stream_si128(reinterpret_cast<__m128i*>(p), narrow(a)); }
+inline void stream(bf16* p, VecF a) {
+  _mm_stream_si128(reinterpret_cast<__m128i*>(p), narrow(a));
+}
 
-inline VecF operator+(VecF a, VecF b) { return {_mm256_add_ps(a.v, b.v)}; }
-inline VecF operator-(VecF a, VecF b) { return {_mm256_sub_ps(a.v, b.v)}; }
-inline VecF operator*(VecF a, VecF b) { return {_mm256_mul_ps(a.v, b.v)}; }
-inline VecF operator/(VecF a, VecF b) { return {_mm256_div_ps(a.v, b.v)}; }
-inline VecF fma(VecF a, VecF b, VecF c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
-inline VecF max(VecF a, VecF b) { return {_mm256_max_ps(a.v, b.v)}; }
-inline VecF min(VecF a, VecF b) { return {_mm256_min_ps(a.v, b.v)}; }
-inline VecF sqrt(VecF a) { return {_mm256_sqrt_ps(a.v)}; }
+inline VecF operator+(VecF a, VecF b) {
+  return {_mm256_add_ps(a.v, b.v)};
+}
+inline VecF operator-(VecF a, VecF b) {
+  return {_mm256_sub_ps(a.v, b.v)};
+}
+inline VecF operator*(VecF a, VecF b) {
+  return {_mm256_mul_ps(a.v, b.v)};
+}
+inline VecF operator/(VecF a, VecF b) {
+  return {_mm256_div_ps(a.v, b.v)};
+}
+inline VecF fma(VecF a, VecF b, VecF c) {
+  return {_mm256_fmadd_ps(a.v, b.v, c.v)};
+}
+inline VecF max(VecF a, VecF b) {
+  return {_mm256_max_ps(a.v, b.v)};
+}
+inline VecF min(VecF a, VecF b) {
+  return {_mm256_min_ps(a.v, b.v)};
+}
+inline VecF sqrt(VecF a) {
+  return {_mm256_sqrt_ps(a.v)};
+}
 inline VecF round_nearest(VecF a) {
   return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
-// a * 2^exponent for integral exponents in [-252, 254]; two steps, so that both ends round correctly.
+// a * 2^exponent for integral exponents in [-252, 254]; two steps, so that both ends round
+// correctly.
 inline VecF scale_by_power(VecF a, VecF exponent) {
   const __m256i whole = _mm256_cvtps_epi32(exponent.v);
   const __m256i half = _mm256_srai_epi32(whole, 1);
@@ -175,13 +284,26 @@ inline VecF keep_first(VecF a, int n, VecF other) {
   return {_mm256_blendv_ps(other.v, a.v, _mm256_castsi256_ps(first_lanes(n)))};
 }
 
-inline VecPairs load_pairs(const bf16* p) {
-  return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))};
+inline VecPairs load_pairs(const void* p) {
+  return {_mm256_loadu_si256(static_cast<const __m256i*>(p))};
+}
+inline void store_pairs(void* p, VecPairs a) {
+  _mm256_storeu_si256(static_cast<__m256i*>(p), a.v);
+}
+inline void store_pairs(void* p, VecPairs a, int n) {
+  _mm256_maskstore_epi32(static_cast<int*>(p), first_lanes(n), a.v);
+}
+// Lane i becomes the pair (even[i], odd[i]).
+inline VecPairs zip(Half even, Half odd) {
+  return {_mm256_or_si256(_mm256_cvtepu16_epi32(even),
+                          _mm256_slli_epi32(_mm256_cvtepu16_epi32(odd), 16))};
 }
 inline VecPairs broadcast_word(uint32_t word) {
   return {_mm256_set1_epi32(static_cast<int32_t>(word))};
 }
-inline VecF even_of(VecPairs a) { return {_mm256_castsi256_ps(_mm256_slli_epi32(a.v, 16))}; }
+inline VecF even_of(VecPairs a) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(a.v, 16))};
+}
 inline VecF odd_of(VecPairs a) {
   return {_mm256_castsi256_ps(_mm256_and_si256(a.v, _mm256_set1_epi32(-65536)))};
 }
@@ -191,6 +313,7 @@ inline VecF odd_of(VecPairs a) {
 typedef float Float4 __attribute__((vector_size(16)));
 typedef int32_t Int4 __attribute__((vector_size(16)));
 typedef uint32_t Word4 __attribute__((vector_size(16)));
+typedef uint16_t Half4 __attribute__((vector_size(8)));
 
 struct VecF {
   static constexpr int kLanes = 4;
@@ -202,38 +325,82 @@ struct VecPairs {
   Word4 v;
 };
 
-inline VecF zero() { return {Float4{}}; }
-inline VecF broadcast(float x) { return {Float4{x, x, x, x}}; }
+inline VecF zero() {
+  return {Float4{}};
+}
+inline VecF broadcast(float x) {
+  return {Float4{x, x, x, x}};
+}
 inline VecF load(const float* p, int n) {
   VecF a = zero();
   std::memcpy(&a.v, p, static_cast<size_t>(n) * sizeof(float));
   return a;
 }
-inline VecF load(const float* p) { return load(p, VecF::kLanes); }
+inline VecF load(const float* p) {
+  return load(p, VecF::kLanes);
+}
 inline void store(float* p, VecF a, int n) {
   std::memcpy(p, &a.v, static_cast<size_t>(n) * sizeof(float));
 }
-inline void store(float* p, VecF a) { store(p, a, VecF::kLanes); }
-inline void stream(float* p, VecF a) { store(p, a); }
-inline VecF load(const bf16* p, int n) {
-  VecF a = zero();
-  for (int i = 0; i < n; ++i) a.v[i] = static_cast<float>(p[i]);
+inline void store(float* p, VecF a) {
+  store(p, a, VecF::kLanes);
+}
+inline void stream(float* p, VecF a) {
+  store(p, a);
+}
+using Half = Half4;  // kLanes bf16
+inline Half load_half(const bf16* p, int n) {
+  Half a{};
+  std::memcpy(&a, p, static_cast<size_t>(n) * sizeof(bf16));
   return a;
 }
-inline VecF load(const bf16* p) { return load(p, VecF::kLanes); }
+inline Half load_half(const bf16* p) {
+  return load_half(p, VecF::kLanes);
+}
+inline VecF widen(Half a) {
+  return {reinterpret_cast<Float4>(__builtin_convertvector(a, Word4) << 16)};
+}
+inline Half narrow(VecF a) {
+  const Half rounded = {bf16(a.v[0]).bits, bf16(a.v[1]).bits, bf16(a.v[2]).bits, bf16(a.v[3]).bits};
+  return rounded;
+}
+inline VecF load(const bf16* p, int n) {
+  return widen(load_half(p, n));
+}
+inline VecF load(const bf16* p) {
+  return widen(load_half(p));
+}
 inline void store(bf16* p, VecF a, int n) {
   for (int i = 0; i < n; ++i) p[i] = bf16(a.v[i]);
 }
-inline void store(bf16* p, VecF a) { store(p, a, VecF::kLanes); }
-inline void stream(bf16* p, VecF a) { store(p, a); }
+inline void store(bf16* p, VecF a) {
+  store(p, a, VecF::kLanes);
+}
+inline void stream(bf16* p, VecF a) {
+  store(p, a);
+}
 
-inline VecF operator+(VecF a, VecF b) { return {a.v + b.v}; }
-inline VecF operator-(VecF a, VecF b) { return {a.v - b.v}; }
-inline VecF operator*(VecF a, VecF b) { return {a.v * b.v}; }
-inline VecF operator/(VecF a, VecF b) { return {a.v / b.v}; }
-inline VecF fma(VecF a, VecF b, VecF c) { return {a.v * b.v + c.v}; }
-inline VecF max(VecF a, VecF b) { return {a.v > b.v ? a.v : b.v}; }
-inline VecF min(VecF a, VecF b) { return {a.v < b.v ? a.v : b.v}; }
+inline VecF operator+(VecF a, VecF b) {
+  return {a.v + b.v};
+}
+inline VecF operator-(VecF a, VecF b) {
+  return {a.v - b.v};
+}
+inline VecF operator*(VecF a, VecF b) {
+  return {a.v * b.v};
+}
+inline VecF operator/(VecF a, VecF b) {
+  return {a.v / b.v};
+}
+inline VecF fma(VecF a, VecF b, VecF c) {
+  return {a.v * b.v + c.v};
+}
+inline VecF max(VecF a, VecF b) {
+  return {a.v > b.v ? a.v : b.v};
+}
+inline VecF min(VecF a, VecF b) {
+  return {a.v < b.v ? a.v : b.v};
+}
 inline VecF sqrt(VecF a) {
   for (int i = 0; i < VecF::kLanes; ++i) a.v[i] = std::sqrt(a.v[i]);
   return a;
@@ -243,7 +410,8 @@ inline VecF round_nearest(VecF a) {
   const Float4 big = broadcast(12582912.0f).v;
   return {(a.v + big) - big};
 }
-// a * 2^exponent for integral exponents in [-252, 254]; two steps, so that both ends round correctly.
+// a * 2^exponent for integral exponents in [-252, 254]; two steps, so that both ends round
+// correctly.
 inline VecF scale_by_power(VecF a, VecF exponent) {
   const Int4 whole = __builtin_convertvector(exponent.v, Int4);
   const Int4 half = whole >> 1;
@@ -257,14 +425,30 @@ inline VecF keep_first(VecF a, int n, VecF other) {
   return {lane < count ? a.v : other.v};
 }
 
-inline VecPairs load_pairs(const bf16* p) {
+inline VecPairs load_pairs(const void* p) {
   VecPairs a;
   std::memcpy(&a.v, p, sizeof a.v);
   return a;
 }
-inline VecPairs broadcast_word(uint32_t word) { return {Word4{word, word, word, word}}; }
-inline VecF even_of(VecPairs a) { return {reinterpret_cast<Float4>(a.v << 16)}; }
-inline VecF odd_of(VecPairs a) { return {reinterpret_cast<Float4>(a.v & 0xffff0000u)}; }
+inline void store_pairs(void* p, VecPairs a, int n) {
+  std::memcpy(p, &a.v, static_cast<size_t>(n) * sizeof(uint32_t));
+}
+inline void store_pairs(void* p, VecPairs a) {
+  store_pairs(p, a, VecPairs::kLanes);
+}
+// Lane i becomes the pair (even[i], odd[i]).
+inline VecPairs zip(Half even, Half odd) {
+  return {__builtin_convertvector(odd, Word4) << 16 | __builtin_convertvector(even, Word4)};
+}
+inline VecPairs broadcast_word(uint32_t word) {
+  return {Word4{word, word, word, word}};
+}
+inline VecF even_of(VecPairs a) {
+  return {reinterpret_cast<Float4>(a.v << 16)};
+}
+inline VecF odd_of(VecPairs a) {
+  return {reinterpret_cast<Float4>(a.v & 0xffff0000u)};
+}
 
 #endif
 
@@ -274,10 +458,12 @@ inline VecPairs broadcast_pair(const bf16* p) {
   std::memcpy(&word, p, sizeof word);
   return broadcast_word(word);
 }
-inline VecPairs broadcast_single(const bf16* p) { return broadcast_word(p->bits); }
+inline VecPairs broadcast_single(const bf16* p) {
+  return broadcast_word(p->bits);
+}
 
-// acc[i] + a[2i] * b[2i] + a[2i+1] * b[2i+1] in the order of the table above (element 2i first when the
-// products are separate).
+// acc[i] + a[2i] * b[2i] + a[2i+1] * b[2i+1] in the order of the table above (element 2i first when
+// the products are separate).
 inline VecF dot_bf16(VecF acc, VecPairs a, VecPairs b) {
 #if defined(__AVX512BF16__)
   return {_mm512_dpbf16_ps(acc.v, (__m512bh)a.v, (__m512bh)b.v)};
@@ -304,19 +490,21 @@ inline float max_lanes(VecF a) {
   return lane[0];
 }
 
-inline VecF reciprocal(VecF a) { return broadcast(1.0f) / a; }
-inline VecF reciprocal_sqrt(VecF a) { return broadcast(1.0f) / sqrt(a); }
+inline VecF reciprocal(VecF a) {
+  return broadcast(1.0f) / a;
+}
+inline VecF reciprocal_sqrt(VecF a) {
+  return broadcast(1.0f) / sqrt(a);
+}
 
 // What a bf16 store followed by a load gives.
 inline VecF round_to_bf16(VecF a) {
-  alignas(32) bf16 half[VecF::kLanes];
-  store(half, a);
-  return load(half);
+  return widen(narrow(a));
 }
 
 // e^x within 1.1 ulp: x = n ln 2 + r with |r| <= ln 2 / 2, ln 2 in two parts of which n times
-// the first is exact, and the Taylor series of e^r to r^7 (next term below 6e-9). Below about -103.97 it
-// is 0, above 88.72 infinity; NaN stays NaN.
+// the first is exact, and the Taylor series of e^r to r^7 (next term below 6e-9). Below about
+// -103.97 it is 0, above 88.72 infinity; NaN stays NaN.
 inline VecF exp(VecF x) {
   x = min(broadcast(89.0f), max(broadcast(-105.0f), x));  // the second operand wins when it is NaN
   const VecF n = round_nearest(x * broadcast(1.44269504f));

@@ -16,20 +16,44 @@ size_t packed_bytes(Scheme scheme, int64_t experts, int64_t outputs, int64_t inn
   return bytes;
 }
 
+// Forward, a panel's outputs are rows of w: one task reads them side by side and writes the panel
+// front to back. Backward they are columns: a task takes a few rows of w, read once and whole, and
+// writes a short run of every panel (1 KiB in bf16 on AVX-512).
+constexpr int64_t kBackwardRows = 16;
+
 template <class Format, class Source>
 void pack_panels(Context& context, const Source* w, const PackedWeight& packed) {
-  const bool forward = packed.orientation == Orientation::kForward;
-  const int64_t panels = (packed.outputs + kPanel - 1) / kPanel;
-  const size_t panel_bytes = Packing<Format>::panel_bytes(packed.inner);
+  using Layout = Packing<Format>;
+  static_assert(kBackwardRows % Layout::kStep == 0);
+  const int64_t outputs = packed.outputs;
+  const int64_t inner = packed.inner;
+  const int64_t panels = (outputs + kPanel - 1) / kPanel;
+  const size_t panel_bytes = Layout::panel_bytes(inner);
   auto* memory = static_cast<std::byte*>(packed.bytes);
-  context.parallel_for(packed.experts * panels, [&](int64_t task, int) {
-    const int64_t first = task % panels * kPanel;
-    const Source* expert = w + task / panels * packed.outputs * packed.inner;
-    const MatrixRef<Source> rows = {expert + (forward ? first * packed.inner : first),
-                                    forward ? packed.inner : 1, forward ? 1 : packed.outputs,
-                                    std::min<int64_t>(kPanel, packed.outputs - first),
-                                    packed.inner};
-    Packing<Format>::pack_panel(rows, memory + static_cast<size_t>(task) * panel_bytes);
+  const auto width = [&](int64_t panel) {
+    return std::min<int64_t>(kPanel, outputs - panel * kPanel);
+  };
+  const auto panel_at = [&](int64_t index) {
+    return memory + static_cast<size_t>(index) * panel_bytes;
+  };
+  if (packed.orientation == Orientation::kForward) {
+    context.parallel_for(packed.experts * panels, [&](int64_t task, int) {
+      const int64_t panel = task % panels;
+      const Source* first = w + (task / panels * outputs + panel * kPanel) * inner;
+      Layout::pack(MatrixRef<Source>{first, inner, false, width(panel), inner}, 0, panel_at(task));
+    });
+    return;
+  }
+  const int64_t chunks = (inner + kBackwardRows - 1) / kBackwardRows;
+  context.parallel_for(packed.experts * chunks, [&](int64_t task, int) {
+    const int64_t expert = task / chunks;
+    const int64_t row = task % chunks * kBackwardRows;
+    const Source* first = w + (expert * inner + row) * outputs;
+    const int64_t rows = std::min(kBackwardRows, inner - row);
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      Layout::pack(MatrixRef<Source>{first + panel * kPanel, outputs, true, width(panel), rows},
+                   row, panel_at(expert * panels + panel));
+    }
   });
 }
 
