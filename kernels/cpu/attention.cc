@@ -156,31 +156,31 @@ void mask_row(float* score, int64_t keys, int64_t columns) {
   }
 }
 
-float row_max(const float* score, int64_t columns) {
-  VecF best = load(score);
-  for (int64_t n = kLanes; n < columns; n += kLanes) best = max(best, load(score + n));
-  return max_lanes(best);
-}
-
 // Turns the scores of up to 16 rows into weights 2^(score * scale2 - base) and moves base, sum and factor
 // on. `columns` of the 64 keys are in use.
 template <class T>
 void softmax_run(const ForwardTile<T>& tile, int64_t first_row, int64_t rows, int64_t columns,
                  float scale2) {
-  float* base = tile.base + first_row;
-  alignas(64) float before[kRun] = {};
-  alignas(64) float after[kRun] = {};
+  VecF best[kRun];
   for (int64_t r = 0; r < rows; ++r) {
-    before[r] = base[r];
-    after[r] = std::max(base[r], row_max(tile.score + r * kBlock, columns) * scale2);
-    base[r] = after[r];
+    const float* score = tile.score + r * kBlock;
+    VecF top = load(score);
+    for (int64_t n = kLanes; n < columns; n += kLanes) top = max(top, load(score + n));
+    best[r] = top;
   }
-  for (int64_t n = 0; n < kRun; n += kLanes) {
-    store(tile.factor + n, exp2_of(load(before + n) - load(after + n)));
-  }
+  for (int64_t r = rows; r < kRun; ++r) best[r] = broadcast(kLowest);
+  alignas(64) float top[kRun];
+  reduce_lanes(best, [](VecF a, VecF b) { return max(a, b); }, top);
   const VecF scale = broadcast(scale2);
+  float* base = tile.base + first_row;
+  for (int64_t n = 0; n < kRun; n += kLanes) {
+    const VecF before = load(base + n);
+    const VecF after = max(before, load(top + n) * scale);
+    store(tile.factor + n, exp2_of(before - after));
+    store(base + n, after);
+  }
   for (int64_t r = 0; r < rows; ++r) {
-    const VecF shift = broadcast(-after[r]);
+    const VecF shift = broadcast(-base[r]);
     float* row_sum = tile.sum + (first_row + r) * kLanes;
     VecF sum = load(row_sum) * broadcast(tile.factor[r]);
     for (int64_t n = 0; n < columns; n += kLanes) {
@@ -249,7 +249,7 @@ struct Forward {
       copy_rows(q_THA.data() + (span.row + t) * row_elements + head * width, width, heads, width,
                 tile.q + t * heads * padded, padded, heads);
     }
-    std::fill_n(tile.base, rows, kLowest);
+    std::fill_n(tile.base, kBlock, kLowest);
     std::fill_n(tile.sum, rows * kLanes, 0.0f);
     for (int64_t b = 0; b <= task.block; ++b) {
       const T* page = page_of<T>(kv, layout, task.sequence, b, task.kv_head);
@@ -269,10 +269,13 @@ struct Forward {
     const VecF inverse = broadcast(1.0f / sum);
     const float* from = tile.out + r * layout.columns;
     T* out = out_THA.data() + to * layout.head_width;
-    for (int64_t d = 0; d < layout.head_width; d += kLanes) {
-      const int n = static_cast<int>(std::min(kLanes, layout.head_width - d));
-      // + 0 turns -0 into +0: whether masked keys were skipped or added as zeros leaves no trace.
-      store(out + d, load(from + d) * inverse + zero(), n);
+    // + 0 turns -0 into +0: whether masked keys were skipped or added as zeros leaves no trace.
+    int64_t d = 0;
+    for (; d + kLanes <= layout.head_width; d += kLanes) {
+      store(out + d, load(from + d) * inverse + zero());
+    }
+    if (d < layout.head_width) {
+      store(out + d, load(from + d) * inverse + zero(), static_cast<int>(layout.head_width - d));
     }
     if (lse_TH != nullptr) {
       lse_TH[to] = static_cast<float>((static_cast<double>(tile.base[r]) +

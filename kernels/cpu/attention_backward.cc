@@ -110,17 +110,31 @@ class Workspace {
   T* keys_outer_;
 };
 
-// Two rows of 16 weights, rounded, as words: neighbours along the rows share a word.
-inline void store_row_pair(float* words, int64_t stride, VecF even, VecF odd) {
+// Rounds a vector of each of two neighbouring rows of p and stores them as words.
+inline void store_p(float* words, VecF even, VecF odd) {
   store(words, even);
-  store(words + stride, odd);
+  store(words + kBlock, odd);
 }
-inline void store_row_pair(bf16* words, int64_t, VecF even, VecF odd) {
-#if defined(__AVX512F__)
-  const __m512i low = _mm512_cvtepu16_epi32(narrow(even));
-  const __m512i high = _mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow(odd)), 16);
-  _mm512_storeu_si512(words, _mm512_or_si512(low, high));
+// The same for ds, which is stored as rows too. fp32 words are rows: rows and words are one buffer.
+inline void store_ds(float* words, float*, VecF even, VecF odd) { store_p(words, even, odd); }
+
+#if defined(__AVX512BF16__)
+inline __m512i joined(__m512i rows) {
+  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23,
+                                         7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  return _mm512_permutexvar_epi16(order, rows);
+}
+inline void store_p(bf16* words, VecF even, VecF odd) {
+  _mm512_storeu_si512(words, joined((__m512i)_mm512_cvtne2ps_pbh(odd.v, even.v)));
+}
+inline void store_ds(bf16* words, bf16* rows, VecF even, VecF odd) {
+  const auto both = (__m512i)_mm512_cvtne2ps_pbh(odd.v, even.v);
+  _mm512_storeu_si512(words, joined(both));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(rows), _mm512_castsi512_si256(both));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(rows + kBlock), _mm512_extracti64x4_epi64(both, 1));
+}
 #else
+inline void store_p(bf16* words, VecF even, VecF odd) {
   bf16 low[kLanes];
   bf16 high[kLanes];
   store(low, even);
@@ -129,8 +143,13 @@ inline void store_row_pair(bf16* words, int64_t, VecF even, VecF odd) {
     words[2 * i] = low[i];
     words[2 * i + 1] = high[i];
   }
-#endif
 }
+inline void store_ds(bf16* words, bf16* rows, VecF even, VecF odd) {
+  store(rows, even);
+  store(rows + kBlock, odd);
+  store_p(words, even, odd);
+}
+#endif
 
 // p and ds of one run of 16 queries against `columns` keys of a block, from the scores and dp.
 // On the diagonal row r sees r + first_row + 1 keys.
@@ -152,23 +171,33 @@ void weights_run(const Workspace<T>& work, const QueryBlock<T>& queries, int64_t
       for (int64_t i = 0; i < 2; ++i) {
         p[i] = exp2_of(fma(load(score + i * kBlock + n), scale, broadcast(-lse2[i])));
         ds[i] = p[i] * (load(dp + i * kBlock + n) - broadcast(delta[i]));
-        if (diagonal) {
+        if (diagonal && n + kLanes > first_row) {
           const auto seen = std::clamp<int64_t>(first_row + r + i + 1 - n, 0, kLanes);
           p[i] = keep_first(p[i], static_cast<int>(seen), zero());
           ds[i] = keep_first(ds[i], static_cast<int>(seen), zero());
         }
-        store(ds_rows + i * kBlock + n, ds[i]);
       }
-      store_row_pair(p_words + n * kPack<T>, kBlock, p[0], p[1]);
-      store_row_pair(ds_words + n * kPack<T>, kBlock, ds[0], ds[1]);
+      store_p(p_words + n * kPack<T>, p[0], p[1]);
+      store_ds(ds_words + n * kPack<T>, ds_rows + n, ds[0], ds[1]);
     }
   }
 }
 
-// One block of `runs` * 16 queries against one block of keys.
+template <class T>
+void product_from(bool fresh, Operand<T> a, Operand<T> b, int64_t rows, int64_t columns, int64_t steps,
+                  Sums c) {
+  if (fresh) {
+    product<T, Start::kZero>(a, b, rows, columns, steps, c);
+  } else {
+    product<T, Start::kAdd>(a, b, rows, columns, steps, c);
+  }
+}
+
+// One block of `runs` * 16 queries against one block of keys: the first one (j = 0) starts dq, the
+// diagonal one starts dk and dv.
 template <class T>
 void block_pair(const Workspace<T>& work, const PageLayout& layout, const QueryBlock<T>& queries,
-                const KeyBlock<T>& keys, int64_t runs, bool diagonal, float scale2) {
+                const KeyBlock<T>& keys, int64_t runs, bool first_keys, bool diagonal, float scale2) {
   const int64_t words = layout.key_words;
   for (int64_t run = 0; run < runs; ++run) {
     const int64_t row = run * kRun;
@@ -178,9 +207,10 @@ void block_pair(const Workspace<T>& work, const PageLayout& layout, const QueryB
     product<T, Start::kZero>({queries.dout + row * words * kPack<T>, words},
                              {keys.values_inner, kBlock}, kRun, columns, words, {work.dp, kBlock});
     weights_run(work, queries, row, columns, diagonal, scale2);
-    product<T, Start::kAdd>({work.ds_rows, kBlock / kPack<T>}, {keys.keys_outer, layout.columns},
-                            kRun, layout.columns, columns / kPack<T>,
-                            {queries.dq + row * layout.columns, layout.columns});
+    const T* ds = kPack<T> == 1 ? work.ds_words + row * kBlock : work.ds_rows;
+    product_from<T>(first_keys, {ds, kBlock / kPack<T>}, {keys.keys_outer, layout.columns}, kRun,
+                    layout.columns, columns / kPack<T>,
+                    {queries.dq + row * layout.columns, layout.columns});
   }
   // On the diagonal a run of keys is seen by the queries from the same run on.
   const int64_t width = diagonal ? kRun : kBlock;
@@ -189,12 +219,12 @@ void block_pair(const Workspace<T>& work, const PageLayout& layout, const QueryB
     const int64_t steps = runs * kRun / kPack<T> - first;
     const int64_t offset = (first * kBlock + n) * kPack<T>;
     const int64_t stride = kBlock / kPack<T>;
-    product<T, Start::kAdd>({queries.dout_columns + first * kPack<T>, stride},
-                            {work.p_words + offset, kBlock}, layout.head_width, width, steps,
-                            {work.dv + n, kBlock});
-    product<T, Start::kAdd>({queries.q_columns + first * kPack<T>, stride},
-                            {work.ds_words + offset, kBlock}, layout.head_width, width, steps,
-                            {work.dk + n, kBlock});
+    product_from<T>(diagonal, {queries.dout_columns + first * kPack<T>, stride},
+                    {work.p_words + offset, kBlock}, layout.head_width, width, steps,
+                    {work.dv + n, kBlock});
+    product_from<T>(diagonal, {queries.q_columns + first * kPack<T>, stride},
+                    {work.ds_words + offset, kBlock}, layout.head_width, width, steps,
+                    {work.dk + n, kBlock});
   }
 }
 
@@ -226,12 +256,14 @@ struct Backward {
       const int64_t head = kv_head * group + g;
       for (int64_t i = 0; i < blocks; ++i) prepare_queries(s, head, i, work);
       for (int64_t j = 0; j < blocks; ++j) {
-        std::fill_n(work.dk, work.column_elements(), 0.0f);
-        std::fill_n(work.dv, work.column_elements(), 0.0f);
+        if (rows_in(s, j) <= kBlock - kRun) {  // runs of keys that do not exist
+          std::fill_n(work.dk, work.column_elements(), 0.0f);
+          std::fill_n(work.dv, work.column_elements(), 0.0f);
+        }
         const KeyBlock<T> keys = work.keys(page_of<T>(kv, layout, s, j, kv_head), j);
         for (int64_t i = j; i < blocks; ++i) {
           const int64_t runs = (rows_in(s, i) + kRun - 1) / kRun;
-          block_pair(work, layout, work.queries(i), keys, runs, i == j, scale2);
+          block_pair(work, layout, work.queries(i), keys, runs, j == 0, i == j, scale2);
         }
         finish_keys(s, kv_head, j, g, group, work);
       }
@@ -274,7 +306,6 @@ struct Backward {
     copy_rows(dout, stride, rows, width, to.dout, padded, kBlock);
     to_columns(to.q, to.q_columns, work);
     to_columns(to.dout, to.dout_columns, work);
-    std::fill_n(to.dq, work.sum_elements(), 0.0f);
     for (int64_t r = 0; r < kBlock; ++r) {
       const bool real = r < rows;
       to.lse2[r] = real ? static_cast<float>(static_cast<double>(lse_TH[(first + r) * heads + head]) *
@@ -293,8 +324,10 @@ struct Backward {
 
   float row_dot(const T* a, const T* b) const {
     VecF sum = zero();
-    for (int64_t d = 0; d < layout.head_width; d += kLanes) {
-      const int n = static_cast<int>(std::min(kLanes, layout.head_width - d));
+    int64_t d = 0;
+    for (; d + kLanes <= layout.head_width; d += kLanes) sum = fma(load(a + d), load(b + d), sum);
+    if (d < layout.head_width) {
+      const int n = static_cast<int>(layout.head_width - d);
       sum = fma(load(a + d, n), load(b + d, n), sum);
     }
     return sum_lanes(sum);
@@ -344,8 +377,12 @@ struct Backward {
                   int64_t to_stride) const {
     const VecF f = broadcast(factor);
     for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t d = 0; d < layout.head_width; d += kLanes) {
-        const int n = static_cast<int>(std::min(kLanes, layout.head_width - d));
+      int64_t d = 0;
+      for (; d + kLanes <= layout.head_width; d += kLanes) {
+        store(to + r * to_stride + d, load(from + r * from_stride + d) * f);
+      }
+      if (d < layout.head_width) {
+        const int n = static_cast<int>(layout.head_width - d);
         store(to + r * to_stride + d, load(from + r * from_stride + d, n) * f, n);
       }
     }

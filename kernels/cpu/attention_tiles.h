@@ -1,4 +1,4 @@
-// Small matrix products and rearrangements that attention's forward and backward share. Compiled once
+// Small matrix products that attention's forward and backward share. Compiled once
 // per instruction set, in an unnamed namespace like kernels/cpu/simd.h.
 //
 // All products have one form, c[m][n] += sum over steps k of a[m][k] * b[k][n], where a step is one word
@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "kernels/cpu/attention.h"
+#include "kernels/cpu/attention_rearrange.h"
 #include "kernels/cpu/simd.h"
 
 namespace degu {
@@ -96,7 +97,7 @@ inline void tile(Operand<T> a, Operand<T> b, int64_t steps, Sums c) {
 template <class T, Start start, int N>
 void column_of_tiles(Operand<T> a, Operand<T> b, int64_t rows, int64_t steps, Sums c) {
   // Narrow tiles take more rows, to keep as many accumulators busy.
-  constexpr int kTall = N == 1 ? 2 * kTileRows : kTileRows;
+  constexpr int kTall = 2 * N <= kTileVectors ? 2 * kTileRows : kTileRows;
   auto advance = [&](int64_t count) {
     a.data += count * a.stride * kPack<T>;
     c.data += count * c.stride;
@@ -159,56 +160,40 @@ inline VecF exp2_of(VecF x) {
 }
 
 
-// to[w][r] = from[r][w], both of 32-bit words; strides in words.
-inline void transpose_words(const void* from, int64_t from_stride, int64_t rows, int64_t words,
-                            void* to, int64_t to_stride) {
-  const auto* source = static_cast<const std::byte*>(from);
-  auto* target = static_cast<std::byte*>(to);
-  for (int64_t w = 0; w < words; ++w) {
-    for (int64_t r = 0; r < rows; ++r) {
-      std::memcpy(target + (w * to_stride + r) * 4, source + (r * from_stride + w) * 4, 4);
-    }
+// result[r] = op over the lanes of rows[r], for 16 vectors at once; every row's lanes meet in the same
+// order.
+#if defined(__AVX512F__)
+template <class Op>
+void reduce_lanes(const VecF (&rows)[kRun], Op op, float* result) {
+  __m512 quads[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const auto halves = [&](int r) {
+      const __m512 a = rows[r].v;
+      const __m512 b = rows[r + 1].v;
+      return op(VecF{_mm512_unpacklo_ps(a, b)}, VecF{_mm512_unpackhi_ps(a, b)}).v;
+    };
+    const __m512d ab = _mm512_castps_pd(halves(4 * i));
+    const __m512d cd = _mm512_castps_pd(halves(4 * i + 2));
+    quads[i] = op(VecF{_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd))},
+                  VecF{_mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd))}).v;
+  }
+  const auto across = [&](__m512 a, __m512 b) {
+    return op(VecF{_mm512_shuffle_f32x4(a, b, 0x88)}, VecF{_mm512_shuffle_f32x4(a, b, 0xdd)}).v;
+  };
+  store(result, VecF{across(across(quads[0], quads[1]), across(quads[2], quads[3]))});
+}
+#else
+template <class Op>
+void reduce_lanes(const VecF (&rows)[kRun], Op op, float* result) {
+  for (int64_t r = 0; r < kRun; ++r) {
+    alignas(64) float lane[2 * kLanes] = {};
+    store(lane, rows[r]);
+    for (int64_t half = kLanes / 2; half > 0; half /= 2) store(lane, op(load(lane), load(lane + half)));
+    result[r] = lane[0];
   }
 }
-
-// Rows of T [rows][columns] become words [rows / pack][columns]: neighbours along the rows share a word.
-// `rows` is a multiple of the pack. Strides in elements of T.
-inline void rows_to_words(const float* from, int64_t from_stride, int64_t rows, int64_t columns,
-                          float* to, int64_t to_stride) {
-  for (int64_t r = 0; r < rows; ++r) {
-    std::copy_n(from + r * from_stride, columns, to + r * to_stride);
-  }
-}
-inline void rows_to_words(const bf16* from, int64_t from_stride, int64_t rows, int64_t columns,
-                          bf16* to, int64_t to_stride) {
-  for (int64_t r = 0; r < rows; r += 2) {
-    const bf16* even = from + r * from_stride;
-    const bf16* odd = even + from_stride;
-    bf16* pair = to + (r / 2) * to_stride;
-    for (int64_t i = 0; i < columns; ++i) {
-      pair[2 * i] = even[i];
-      pair[2 * i + 1] = odd[i];
-    }
-  }
-}
-
-// The way back.
-inline void words_to_rows(const float* from, int64_t from_stride, int64_t rows, int64_t columns,
-                          float* to, int64_t to_stride) {
-  rows_to_words(from, from_stride, rows, columns, to, to_stride);
-}
-inline void words_to_rows(const bf16* from, int64_t from_stride, int64_t rows, int64_t columns,
-                          bf16* to, int64_t to_stride) {
-  for (int64_t r = 0; r < rows; r += 2) {
-    const bf16* pair = from + (r / 2) * from_stride;
-    bf16* even = to + r * to_stride;
-    bf16* odd = even + to_stride;
-    for (int64_t i = 0; i < columns; ++i) {
-      even[i] = pair[2 * i];
-      odd[i] = pair[2 * i + 1];
-    }
-  }
-}
+#endif
 
 // One key/value head of the page that holds a block of a sequence.
 template <class T>
@@ -217,18 +202,6 @@ T* page_of(const KvView& kv, const PageLayout& layout, int64_t sequence, int64_t
   const int64_t page = kv.table[static_cast<size_t>(sequence * kv.max_pages + block)];
   return static_cast<T*>(kv.pages) +
          (page * kv.kv_heads + kv_head) * layout.head_elements();
-}
-
-// Copies rows of `width` elements that lie `from_stride` apart into rows of `to_width` >= width, with
-// zeros behind each row and in the rows up to `padded_rows`.
-template <class T>
-void copy_rows(const T* from, int64_t from_stride, int64_t rows, int64_t width, T* to, int64_t to_width,
-               int64_t padded_rows) {
-  for (int64_t r = 0; r < rows; ++r) {
-    std::memcpy(to + r * to_width, from + r * from_stride, static_cast<size_t>(width) * sizeof(T));
-    std::fill(to + r * to_width + width, to + (r + 1) * to_width, T(0.0f));
-  }
-  std::fill(to + rows * to_width, to + padded_rows * to_width, T(0.0f));
 }
 
 }  // namespace
