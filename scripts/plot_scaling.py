@@ -26,18 +26,24 @@ import numpy as np
 
 import plot_style as style
 from matplotlib.lines import Line2D
-from scaling_data import (Fit, Parabola, Runs, fit_parabola, kind_label, parse_columns, read_fits,
-                          read_runs)
+from scaling_data import (Fit, Parabola, Runs, fit_parabola, parabola_of_fit, parse_columns,
+                          read_fits, read_runs)
 
 
 class NotPossible(Exception):
     """The data do not allow this plot."""
 
 
-def parabolas(runs: Runs, kind: str, window: float) -> dict[int, Parabola]:
-    """The budgets' parabolas of one kind of model."""
+def parabolas(runs: Runs, kind: str, window: float, fits: list[Fit]) -> dict[int, Parabola]:
+    """The budgets' parabolas of one kind of model: those of a fit by approach 2 where it has them (dense
+    models), else the same kind of fit made here."""
+    fit = next((f for f in fits if f.approach == 2 and f.raw.get("minima")), None)
     found = {}
-    for index in range(len(runs.budgets)):
+    for index, budget in enumerate(runs.budgets):
+        if fit is not None and kind == "dense":
+            if (parabola := parabola_of_fit(fit, budget)) is not None:
+                found[index] = parabola
+                continue
         rows = (runs.budget == index) & (runs.kind == kind)
         if rows.sum() >= 3 and (parabola := fit_parabola(runs.n[rows], runs.loss[rows], window)):
             found[index] = parabola
@@ -55,7 +61,7 @@ def noise(runs: Runs) -> float:
     return math.sqrt(sum(d * d for d in deviations) / free) if free else math.nan
 
 
-def plot_isoflop(runs: Runs, args: argparse.Namespace) -> style.Figure:
+def plot_isoflop(runs: Runs, fits: list[Fit], args: argparse.Namespace) -> style.Figure:
     kinds = [k for k in runs.kinds() if ((runs.kind == k) & (runs.budget >= 0)).sum() >= 3]
     if not runs.budgets or not kinds:
         raise NotPossible("no budget has three runs of one kind")
@@ -64,7 +70,7 @@ def plot_isoflop(runs: Runs, args: argparse.Namespace) -> style.Figure:
                                 len(kinds), sharey=True, sharex=True)
     colours = style.ramp(len(runs.budgets))
     for axis, kind in zip(axes[0], kinds):
-        fitted = parabolas(runs, kind, args.window)
+        fitted = parabolas(runs, kind, args.window, fits)
         for index, colour in enumerate(colours):
             rows = (runs.budget == index) & (runs.kind == kind)
             axis.plot(runs.n[rows], runs.loss[rows], style.MARKERS[index % len(style.MARKERS)],
@@ -145,7 +151,7 @@ def plot_frontier(runs: Runs, fits: list[Fit]) -> style.Figure:
 
 def plot_optimum(runs: Runs, fits: list[Fit], args: argparse.Namespace) -> style.Figure:
     curves = [(fit, curve) for fit in fits if (curve := optimum_curve(fit)) is not None]
-    minima = {kind: parabolas(runs, kind, args.window) for kind in runs.kinds()}
+    minima = {kind: parabolas(runs, kind, args.window, fits) for kind in runs.kinds()}
     if not curves and not any(len(p) > 1 for p in minima.values()):
         raise NotPossible("no fit with an optimum and fewer than two budgets with a parabola")
     figure, axes = style.figure(style.TWO_COLUMNS, 3.3, 1, 2, sharex=True)
@@ -233,7 +239,8 @@ def plot_contours(runs: Runs, fits: list[Fit]) -> style.Figure:
     axis.set_xlabel("N, " + runs.n_label)
     axis.set_ylabel("D, training tokens")
     axis.set_title(law_text(fit), fontsize=8.5, fontweight="normal")
-    axis.legend(loc="upper right", frameon=True, facecolor="white", edgecolor="none", framealpha=0.85)
+    axis.legend(loc="upper right", frameon=True, facecolor="#444444", edgecolor="none", framealpha=0.9,
+                labelcolor="white")
     axis.grid(False)
     bar = figure.colorbar(colours, ax=axis, label="loss (nats per token); circles: measured", pad=0.02)
     bar.set_ticks(levels[::2], labels=[f"{v:.2f}" for v in levels[::2]])
@@ -249,10 +256,11 @@ def predictions(runs: Runs, fits: list[Fit]) -> tuple[Fit, np.ndarray, np.ndarra
     for fit in fits:
         if not fit.is_parametric():
             continue
+        n = runs.n_as(fit.raw.get("n_definition"))
         multiplier = np.array([fit.multiplier(kind) for kind in runs.kind])
         rows = ~np.isnan(multiplier)
         if best is None or rows.sum() > best[1].sum():
-            best = fit, rows, fit.predict(runs.n[rows], runs.d[rows], multiplier[rows])
+            best = fit, rows, fit.predict(n[rows], runs.d[rows], multiplier[rows])
     if best is None or not best[1].any():
         raise NotPossible("no --fit with a parametric law (approach 3)")
     return best
@@ -333,7 +341,7 @@ def main() -> None:
     runs = read_runs(args.runs, parse_columns(args.columns), args.drop_highest)
     fits = read_fits(args.fit)
     plots = {
-        "isoflop": lambda: plot_isoflop(runs, args),
+        "isoflop": lambda: plot_isoflop(runs, fits, args),
         "frontier": lambda: plot_frontier(runs, fits),
         "optimum": lambda: plot_optimum(runs, fits, args),
         "contours": lambda: plot_contours(runs, fits),

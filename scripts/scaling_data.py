@@ -51,6 +51,10 @@ class Runs:
             return [] if kind == "dense" else [float(part[1:]) for part in kind.split()]
         return sorted(set(self.kind), key=order)
 
+    def n_as(self, definition: str | None) -> np.ndarray:
+        """N as another column counts it, where the table has that; else the table's N."""
+        return self.columns[definition].astype(float) if definition in self.columns else self.n
+
     @property
     def n_label(self) -> str:
         return N_LABELS.get(self.n_column, "parameters")
@@ -101,6 +105,8 @@ def read_runs(path: pathlib.Path, columns: dict[str, str], drop_highest: int = 0
         status = row.get("status", "done")
         if status not in ("done", "finished", "ok"):
             left_out[status] = left_out.get(status, 0) + 1
+        elif row.get("annealed", "1") in ("0", "false"):
+            left_out["learning rate not decayed"] = left_out.get("learning rate not decayed", 0) + 1
         elif not math.isfinite(value(row, "L", math.nan)):
             left_out["no finite loss"] = left_out.get("no finite loss", 0) + 1
         else:
@@ -205,6 +211,17 @@ class Fit:
     def interval(self, name: str) -> tuple[float, float] | None:
         entry = self.raw.get("bootstrap", {}).get("params", {}).get(name)
         return (entry["lo"], entry["hi"]) if entry else None
+
+
+def parabola_of_fit(fit: Fit, budget: float) -> Parabola | None:
+    """The budget's parabola in a fit by approach 2."""
+    for minimum in fit.raw.get("minima", []):
+        if abs(math.log(minimum["C"] / budget)) < 0.06 and minimum["parabola"]:
+            low, high = minimum["sizes"]
+            inside = minimum["kept"] and not minimum["at_edge"]
+            return Parabola(np.array(minimum["parabola"][::-1]), low, high,
+                            minimum["N"] if inside else math.nan, minimum["L"] if inside else math.nan)
+    return None
 
 
 def read_fits(paths: list[pathlib.Path]) -> list[Fit]:
