@@ -38,7 +38,7 @@ struct DataConfig {
       "attention, positions and targets stay within one document of a packed sequence");
     f("seed", seed, "order in which sequences are visited");
     f("validation_tokens", validation_tokens,
-      "validation tokens per domain, from the start of its split; 0: all");
+      "validation tokens per domain, spread over its split; 0: all");
   }
   void check() const;  // ConfigError
 };

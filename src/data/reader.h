@@ -79,7 +79,7 @@ class DataMixture {
  private:
   std::vector<int64_t> quotas_;   // per cycle
   std::vector<int32_t> part_of_;  // [kCycle]
-  std::vector<int32_t> rank_of_;  // [kCycle]: earlier slots of the same part
+  std::vector<int32_t> rank_of_;  // [kCycle]: earlier slots of the same part in the cycle
 };
 
 class BatchReader {
@@ -137,11 +137,14 @@ class ValidationSet {
   };
   const std::vector<Domain>& domains() const { return domains_; }
   int64_t sequences() const;
-  int domain_of(int64_t sequence) const;
+  int domain_of(int64_t sequence) const;  // index into domains()
   // Sequences [first, first + count) of the whole set.
   void read(int64_t first, int64_t count, SequenceBatch& out) const;
 
  private:
+  int64_t window_of(int domain, int64_t sequence) const;
+  void count_targets(const Tokenizer& tokenizer);
+
   std::vector<Domain> domains_;
   std::vector<const TokenStream*> streams_;
   int64_t sequence_length_;
