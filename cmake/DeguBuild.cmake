@@ -20,10 +20,9 @@ target_include_directories(
 # Members that a designated initialiser leaves out are meant to be zero: no warning for them.
 # -Wrestrict of GCC 12 fires on `"text" + std::string` (its bug 105651).
 # Sums are written in the order they are meant: nothing may contract or reassociate them behind our back.
-target_compile_options(
-  degu_settings INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wshadow -Wconversion
-                          -Wno-sign-conversion -Wno-restrict -Wno-missing-field-initializers
-                          -Werror -ffp-contract=off>)
+set(DEGU_CXX_OPTIONS -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-sign-conversion -Wno-restrict
+                     -Wno-missing-field-initializers -Werror -ffp-contract=off)
+target_compile_options(degu_settings INTERFACE $<BUILD_INTERFACE:$<$<COMPILE_LANGUAGE:CXX>:${DEGU_CXX_OPTIONS}>>)
 target_compile_features(degu_settings INTERFACE cxx_std_20)
 if(DEGU_SANITIZE)
   target_compile_options(degu_settings INTERFACE -fsanitize=${DEGU_SANITIZE} -fno-omit-frame-pointer
@@ -37,11 +36,14 @@ function(degu_room name)
   cmake_parse_arguments(ARG "" "" "SOURCES;DEPENDS;PRIVATE_DEPENDS" ${ARGN})
   add_library(degu_${name} STATIC ${ARG_SOURCES})
   target_link_libraries(degu_${name} PUBLIC degu_settings ${ARG_DEPENDS} PRIVATE ${ARG_PRIVATE_DEPENDS})
+  set_target_properties(degu_${name} PROPERTIES EXPORT_NAME ${name})  # degu::base, degu::tensor, …
   set_property(GLOBAL APPEND PROPERTY DEGU_ROOMS degu_${name})
 endfunction()
 
 # degu_test(NAME SOURCES file... DEPENDS target... [LABELS label...] [RANKS n...])
-# One Catch2 binary. With RANKS it also runs under mpirun at each of those sizes.
+# One Catch2 binary. With RANKS it runs under mpirun at each of those sizes instead of on its own. Labels:
+# unit (default), mpi, slow (not run under sanitizers), tsan (also run under the thread sanitizer).
+add_custom_target(degu_tsan_tests)
 function(degu_test name)
   cmake_parse_arguments(ARG "" "" "SOURCES;DEPENDS;LABELS;RANKS" ${ARGN})
   add_executable(${name} ${ARG_SOURCES})
@@ -49,6 +51,9 @@ function(degu_test name)
                                         $<IF:$<BOOL:${ARG_RANKS}>,degu_mpi_test_support,degu_test_support>)
   if(NOT ARG_LABELS)
     set(ARG_LABELS unit)
+  endif()
+  if("tsan" IN_LIST ARG_LABELS)
+    add_dependencies(degu_tsan_tests ${name})
   endif()
   if(ARG_RANKS)
     foreach(ranks IN LISTS ARG_RANKS)
