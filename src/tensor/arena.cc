@@ -53,8 +53,9 @@ void* Arena::take_bytes(size_t bytes) {
     used_ += size;
     return nullptr;
   }
-  if (used_ + size > capacity_) {
-    throw ShapeError("arena of {} bytes holds {} and cannot give {} more", capacity_, used_, size);
+  // The request itself, for its rounded size could have wrapped around; capacity and use are whole units.
+  if (bytes > capacity_ - used_) {
+    throw ShapeError("arena of {} bytes holds {} and cannot give {} more", capacity_, used_, bytes);
   }
   void* piece = base_ + used_;
   used_ += size;
