@@ -24,8 +24,9 @@ void adamw(Context& context, const AdamWStep& step, AnyView master, AnyView m, A
   }
   const auto fraction = [](double beta) { return beta >= 0 && beta < 1; };
   if (step.step < 1 || !fraction(step.beta1) || !fraction(step.beta2)) {
-    throw ShapeError("adamw: step {} with beta1 {} and beta2 {}; steps count from 1, betas are in [0, 1)",
-                     step.step, step.beta1, step.beta2);
+    throw ShapeError(
+        "adamw: step {} with beta1 {} and beta2 {}; steps count from 1, betas are in [0, 1)",
+        step.step, step.beta1, step.beta2);
   }
   kernels(context).step(context, step, master, m, v, grad, weight);
 }

@@ -1,5 +1,5 @@
-// The checks at the door of an operator: type, size and device of each argument, with the values and
-// the names in the message. Nothing below the door checks again.
+// The checks at the door of an operator: type, size and device of each argument, with the values
+// and the names in the message. Nothing below the door checks again.
 #pragma once
 
 #include <initializer_list>

@@ -13,8 +13,10 @@ const EmbeddingKernels& kernels(const Context& context) {
 void check_tokens(const char* op, std::span<const int32_t> tokens, int64_t vocab) {
   for (size_t t = 0; t < tokens.size(); ++t) {
     if (tokens[t] < 0 || tokens[t] >= vocab) {
-      throw DataError("{}: token {} at row {} is outside the vocabulary of {}; was the text encoded "
-                      "with another tokenizer?", op, tokens[t], t, vocab);
+      throw DataError(
+          "{}: token {} at row {} is outside the vocabulary of {}; was the text encoded "
+          "with another tokenizer?",
+          op, tokens[t], t, vocab);
     }
   }
 }

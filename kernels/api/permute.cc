@@ -18,7 +18,8 @@ void indices(const char* op, const char* name, const AnyView& view, int32_t leas
   for (int64_t i = 0; i < n; ++i) good &= index[i] >= least && index[i] < limit;
   for (int64_t i = 0; !good && i < n; ++i) {
     if (index[i] < least || index[i] >= limit) {
-      throw ShapeError("{}: {}[{}] is {}, must be in [{}, {})", op, name, i, index[i], least, limit);
+      throw ShapeError("{}: {}[{}] is {}, must be in [{}, {})", op, name, i, index[i], least,
+                       limit);
     }
   }
 }
@@ -51,16 +52,18 @@ int64_t route_plan(Context& context, AnyView expert_TK, int64_t experts, int64_t
                      expert_TK.elements());
   }
   if (experts < 1 || static_cast<int64_t>(offsets_E.size()) != experts + 1) {
-    throw ShapeError("{}: {} offsets for {} experts, must be one more", kOp, offsets_E.size(), experts);
+    throw ShapeError("{}: {} offsets for {} experts, must be one more", kOp, offsets_E.size(),
+                     experts);
   }
-  if (capacity < 0) throw ShapeError("{}: capacity is {}, must be 0 (keep all) or more", kOp, capacity);
+  if (capacity < 0)
+    throw ShapeError("{}: capacity is {}, must be 0 (keep all) or more", kOp, capacity);
   if (capacity > 0 && (group_offsets.empty() || group_offsets.front() != 0 ||
                        group_offsets.back() != expert_TK.dim(0))) {
     throw ShapeError("{}: capacity groups must run from token 0 to {}", kOp, expert_TK.dim(0));
   }
   indices(kOp, "expert_TK", expert_TK, 0, experts);
-  return kernels(context).route_plan(context, expert_TK, experts, capacity, group_offsets, offsets_E,
-                                     row_TK, token_R);
+  return kernels(context).route_plan(context, expert_TK, experts, capacity, group_offsets,
+                                     offsets_E, row_TK, token_R);
 }
 
 void gather_rows(Context& context, AnyView x_TD, AnyView source_R, AnyView y_RD) {

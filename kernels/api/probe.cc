@@ -60,7 +60,8 @@ double probe_peak_flops(Context& context, DType type) {
 
 int64_t moved_bytes(std::span<const ProbeStream> streams) {
   int64_t bytes = 0;
-  for (const ProbeStream& s : streams) bytes += s.kind == StreamKind::kUpdate ? 2 * s.bytes : s.bytes;
+  for (const ProbeStream& s : streams)
+    bytes += s.kind == StreamKind::kUpdate ? 2 * s.bytes : s.bytes;
   return bytes;
 }
 
@@ -87,8 +88,8 @@ BandwidthProbe::BandwidthProbe(Context& context, std::span<const ProbeStream> st
   for (int64_t lines : {int64_t{16}, int64_t{64}, int64_t{1024}}) {
     for (bool non_temporal : {false, true}) {
       pass(lines, non_temporal);
-      const double rate = median({pass(lines, non_temporal), pass(lines, non_temporal),
-                                  pass(lines, non_temporal)});
+      const double rate =
+          median({pass(lines, non_temporal), pass(lines, non_temporal), pass(lines, non_temporal)});
       if (rate <= best) continue;
       best = rate;
       block_lines_ = lines;
@@ -97,11 +98,16 @@ BandwidthProbe::BandwidthProbe(Context& context, std::span<const ProbeStream> st
   }
 }
 
-BandwidthProbe::~BandwidthProbe() { context_.scratch().release(mark_); }
+BandwidthProbe::~BandwidthProbe() {
+  context_.scratch().release(mark_);
+}
 
-double BandwidthProbe::run() { return pass(block_lines_, non_temporal_); }
+double BandwidthProbe::run() {
+  return pass(block_lines_, non_temporal_);
+}
 
-// Streams advance together: in each step the largest one moves `block_lines`, the others their share.
+// Streams advance together: in each step the largest one moves `block_lines`, the others their
+// share.
 double BandwidthProbe::pass(int64_t block_lines, bool non_temporal) {
   int64_t most = 0;
   for (int i = 0; i < count_; ++i) most = std::max(most, streams_[i].bytes);
@@ -124,7 +130,8 @@ double BandwidthProbe::pass(int64_t block_lines, bool non_temporal) {
     }
     sinks[static_cast<size_t>(task)] = sink;
   });
-  return static_cast<double>(moved_bytes({streams_, static_cast<size_t>(count_)})) / timer.seconds();
+  return static_cast<double>(moved_bytes({streams_, static_cast<size_t>(count_)})) /
+         timer.seconds();
 }
 
 }  // namespace degu

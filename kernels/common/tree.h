@@ -1,13 +1,14 @@
-// The fixed binary tree in which partial sums are joined, wherever a result must not depend on how work
-// was split (docs/numerics.md).
+// The fixed binary tree in which partial sums are joined, wherever a result must not depend on how
+// work was split (docs/numerics.md).
 //
-// Leaves 0 … n-1 are joined in pairs (0,1), (2,3), … level by level; an odd last one is carried up. So
-// leaves i < j first meet at the level of the highest bit in which i and j differ, for any n: the tree
-// over an aligned power-of-two run of leaves is a subtree of every larger tree.
+// Leaves 0 … n-1 are joined in pairs (0,1), (2,3), … level by level; an odd last one is carried up.
+// So leaves i < j first meet at the level of the highest bit in which i and j differ, for any n:
+// the tree over an aligned power-of-two run of leaves is a subtree of every larger tree.
 #pragma once
 
 #include <array>
 #include <bit>
+#include <cstddef>
 #include <cstdint>
 
 namespace degu {
@@ -30,7 +31,7 @@ class TreeStack {
     while (waiting_ >= 2 && std::bit_width(last(2) ^ last(1)) < std::bit_width(last(1) ^ leaf)) {
       pop(join);
     }
-    last_[static_cast<size_t>(waiting_)] = leaf;
+    last_[static_cast<std::size_t>(waiting_)] = leaf;
     return waiting_++;
   }
   // Joins what is left. Without any leaf, nothing is called and buffer 0 was never filled.
@@ -41,12 +42,12 @@ class TreeStack {
 
  private:
   constexpr uint64_t last(int from_top) const {
-    return last_[static_cast<size_t>(waiting_ - from_top)];
+    return last_[static_cast<std::size_t>(waiting_ - from_top)];
   }
   template <class Join>
   constexpr void pop(Join&& join) {
     join(waiting_ - 2, waiting_ - 1);
-    last_[static_cast<size_t>(waiting_ - 2)] = last(1);
+    last_[static_cast<std::size_t>(waiting_ - 2)] = last(1);
     --waiting_;
   }
 
@@ -54,8 +55,8 @@ class TreeStack {
   int waiting_ = 0;
 };
 
-// The whole tree over leaves 0 … leaves-1: leaf(i, buffer) fills a buffer with leaf i, in order of i;
-// join as above. Needs tree_depth(leaves) buffers; the result is in buffer 0.
+// The whole tree over leaves 0 … leaves-1: leaf(i, buffer) fills a buffer with leaf i, in order of
+// i; join as above. Needs tree_depth(leaves) buffers; the result is in buffer 0.
 template <class Leaf, class Join>
 constexpr void tree_join(int64_t leaves, Leaf&& leaf, Join&& join) {
   int waiting = 0;

@@ -88,7 +88,8 @@ void step(Context& context, const AdamWStep& options, AnyView master, AnyView m,
   }
 }
 
-// Sixteen interleaved partial sums on every instruction set, joined by halves: the same bits on all.
+// Sixteen interleaved partial sums on every instruction set, joined by halves: the same bits on
+// all.
 double square_sum(const float* x, int64_t n) {
   constexpr int64_t kSums = 16;
   double sums[kSums] = {};

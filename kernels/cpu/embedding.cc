@@ -45,8 +45,8 @@ struct SlotArgs {
   bool add;
 };
 
-// One row of the gradient: its summands are rows row[0] < row[1] < … of dy, which already stand in order
-// of their units.
+// One row of the gradient: its summands are rows row[0] < row[1] < … of dy, which already stand in
+// order of their units.
 template <class T>
 void sum_token(const SlotArgs& args, const T* dy, const int32_t* row, int64_t count, float* out) {
   std::array<std::array<float, kColumns>, 32> sums;
@@ -77,8 +77,8 @@ void sum_token(const SlotArgs& args, const T* dy, const int32_t* row, int64_t co
     }
     tree.finish(join);
     float* to = out + column;
-    for (int64_t i = 0; i < n; ++i) to[i] = args.add ? to[i] + sums[0][static_cast<size_t>(i)]
-                                                     : sums[0][static_cast<size_t>(i)];
+    for (int64_t i = 0; i < n; ++i)
+      to[i] = args.add ? to[i] + sums[0][static_cast<size_t>(i)] : sums[0][static_cast<size_t>(i)];
   }
 }
 
@@ -91,8 +91,8 @@ void backward_typed(Context& context, AnyView dy, std::span<const int32_t> token
     const int64_t first_row = segments.begin(0, slot, 0);
     const int64_t last_row = segments.end(0, slot, segments.units - 1);
     ScratchScope scope(context.scratch());
-    const auto part = tokens.subspan(static_cast<size_t>(first_row),
-                                     static_cast<size_t>(last_row - first_row));
+    const auto part =
+        tokens.subspan(static_cast<size_t>(first_row), static_cast<size_t>(last_row - first_row));
     const RowsByToken sorted = sort_rows(context.scratch(), part, vocab);
     int64_t* unit_end = context.scratch().take<int64_t>({segments.units}).data();
     for (int64_t u = 0; u < segments.units; ++u) {

@@ -5,8 +5,8 @@
 namespace degu {
 namespace {
 
-// Tokens whose slots are counted and placed as one task. With a capacity, a capacity group instead: who
-// is dropped is decided within one.
+// Tokens whose slots are counted and placed as one task. With a capacity, a capacity group instead:
+// who is dropped is decided within one.
 inline constexpr int64_t kPlanTokens = 1024;
 
 int64_t route_plan(Context& context, AnyView expert_TK, int64_t experts, int64_t capacity,

@@ -7,10 +7,12 @@
 namespace degu {
 namespace {
 
-// Twelve chains in named registers: latency 4 x 2 pipes = 8 on the processors at hand, up to 6 x 2 on
-// others; with two operands they fit in sixteen registers. In an array they would spill and the figure halve.
+// Twelve chains in named registers: latency 4 x 2 pipes = 8 on the processors at hand, up to 6 x 2
+// on others; with two operands they fit in sixteen registers. In an array they would spill and the
+// figure halve.
 template <class V, class Step, class Sum>
-double run_chains(V a, V b, V start, int64_t rounds, double per_step, Step step, Sum sum, float* sink) {
+double run_chains(V a, V b, V start, int64_t rounds, double per_step, Step step, Sum sum,
+                  float* sink) {
   V c0 = start, c1 = start, c2 = start, c3 = start, c4 = start, c5 = start;
   V c6 = start, c7 = start, c8 = start, c9 = start, c10 = start, c11 = start;
   for (int64_t i = 0; i < rounds; ++i) {
@@ -33,13 +35,16 @@ double run_chains(V a, V b, V start, int64_t rounds, double per_step, Step step,
 }
 
 // Operands depend on `sink`, which the compiler cannot know and which is never -1.
-inline uint32_t unknown(const float* sink, uint32_t word) { return *sink == -1.0f ? 0u : word; }
+inline uint32_t unknown(const float* sink, uint32_t word) {
+  return *sink == -1.0f ? 0u : word;
+}
 
 double fp32_chains(int64_t rounds, float* sink) {
   const VecF one = broadcast(std::bit_cast<float>(unknown(sink, 0x3f800000u)));
   return run_chains(
       one, one, one, rounds, 2.0 * VecF::kLanes,
-      [](VecF c, VecF a, VecF b) { return fma(a, b, c); }, [](VecF c) { return sum_lanes(c); }, sink);
+      [](VecF c, VecF a, VecF b) { return fma(a, b, c); }, [](VecF c) { return sum_lanes(c); },
+      sink);
 }
 
 double bf16_chains(int64_t rounds, float* sink) {
@@ -65,7 +70,8 @@ double int8_chains(int64_t rounds, float* sink) {
       [](__m512i c, __m512i a, __m512i b) { return _mm512_dpbusd_epi32(c, a, b); },
       [](__m512i c) { return static_cast<float>(_mm512_reduce_add_epi32(c) & 1); }, sink);
 #elif defined(__AVX2__)
-  // The addition depends on its own chain; the product's operand does too, lest it be taken out of the loop.
+  // The addition depends on its own chain; the product's operand does too, lest it be taken out of
+  // the loop.
   const __m256i ones = _mm256_set1_epi32(static_cast<int>(word));
   return run_chains(
       ones, ones, ones, rounds, 4.0 * 8,

@@ -47,8 +47,7 @@ void forward_rows(const T* x, const float* gain, double eps, T* y, float* inv, i
     if (inv != nullptr) inv[t] = scale;
     const VecF s = broadcast(scale);
     each_vector(
-        0, width,
-        [&](int64_t i) { put<kStream>(out + i, (load(row + i) * s) * load(gain + i)); },
+        0, width, [&](int64_t i) { put<kStream>(out + i, (load(row + i) * s) * load(gain + i)); },
         [&](int64_t i, int count) {
           store(out + i, (load(row + i, count) * s) * load(gain + i, count), count);
         });
@@ -79,8 +78,8 @@ void forward(Context& context, AnyView x, AnyView gain, double eps, AnyView y, A
                           : forward_typed<float>(context, x, gain, eps, y, inv);
 }
 
-// Rows that give one partial sum of dgain. Blocks are anchored at the start of each unit, so a unit's
-// sum does not depend on which other units are here.
+// Rows that give one partial sum of dgain. Blocks are anchored at the start of each unit, so a
+// unit's sum does not depend on which other units are here.
 inline constexpr int64_t kRowBlock = 64;
 
 struct BackwardArgs {
@@ -113,14 +112,16 @@ void backward_row(const BackwardArgs& args, const T* dy, const T* x, float inv, 
       0, width,
       [&](int64_t i) {
         const VecF carried = add != nullptr ? load(add + i) : zero();
-        put<kStream>(dx + i, body(load(gain + i), load(dy + i), load(x + i), load(dgain + i),
-                                  carried, sum));
+        put<kStream>(
+            dx + i, body(load(gain + i), load(dy + i), load(x + i), load(dgain + i), carried, sum));
         store(dgain + i, sum);
       },
       [&](int64_t i, int n) {
         const VecF carried = add != nullptr ? load(add + i, n) : zero();
-        store(dx + i, body(load(gain + i, n), load(dy + i, n), load(x + i, n), load(dgain + i, n),
-                           carried, sum), n);
+        store(dx + i,
+              body(load(gain + i, n), load(dy + i, n), load(x + i, n), load(dgain + i, n), carried,
+                   sum),
+              n);
         store(dgain + i, sum, n);
       });
 }
@@ -130,7 +131,8 @@ struct RowBlock {
   int64_t end;
 };
 
-// dgain[s] = tree over units of (tree over the unit's blocks of their partial sums), columns in parallel.
+// dgain[s] = tree over units of (tree over the unit's blocks of their partial sums), columns in
+// parallel.
 void join_dgain(Context& context, const UnitSegments& segments, const float* partial_BD,
                 std::span<const int64_t> first_block, int64_t width, float* dgain, Write write) {
   constexpr int64_t kColumns = 256;
@@ -139,7 +141,8 @@ void join_dgain(Context& context, const UnitSegments& segments, const float* par
     const int64_t slot = task / pieces;
     const int64_t column = task % pieces * kColumns;
     const int64_t count = std::min(kColumns, width - column);
-    using Buffers = std::array<std::array<float, kColumns>, 32>;  // tree_depth of any count that fits in memory
+    using Buffers =
+        std::array<std::array<float, kColumns>, 32>;  // tree_depth of any count that fits in memory
     Buffers unit_sums, block_sums;
     const auto join_in = [count](Buffers& sums) {
       return [&sums, count](int into, int from) {
@@ -197,8 +200,8 @@ void backward_typed(Context& context, AnyView dy, AnyView x, AnyView gain, AnyVi
   ScratchScope scope(context.scratch());
   const auto count = static_cast<int64_t>(blocks.size());
   float* partial_BD = context.scratch().take<float>({std::max<int64_t>(count, 1), width}).data();
-  const bool past_caches = out != in_add && out != in_dy && out != in_x &&
-                           streams(out, segments.rows(), width);
+  const bool past_caches =
+      out != in_add && out != in_dy && out != in_x && streams(out, segments.rows(), width);
   context.parallel_for(count, [&](int64_t b, int) {
     const RowBlock block = blocks[static_cast<size_t>(b)];
     float* sums = partial_BD + b * width;

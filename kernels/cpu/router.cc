@@ -110,31 +110,36 @@ struct TokenGradient {
   const float* score;
   const int32_t* expert;
   const float* dgate;
-  const float* dshare;  // gradient of each expert's summed score (softmax) or share (sigmoid); may be null
+  const float*
+      dshare;  // gradient of each expert's summed score (softmax) or share (sigmoid); may be null
   float lse;
 };
 
 // dL/dscore of one token into `ds`.
-void score_gradient(const TokenGradient& in, int64_t experts, const RouterOptions& options, float* ds) {
+void score_gradient(const TokenGradient& in, int64_t experts, const RouterOptions& options,
+                    float* ds) {
   const int64_t top_k = options.top_k;
   if (in.dshare == nullptr) {
     std::fill_n(ds, experts, 0.0f);
   } else if (options.score == Score::kSoftmax) {
     std::copy_n(in.dshare, experts, ds);
   } else {  // share_e = s_e / S: dL/ds_e = (dshare_e - sum_j dshare_j share_j) / S
-    const float total = sum_experts(experts, [&](int64_t e, int64_t left) {
-      return load_or(in.score + e, left, 0.0f);
-    });
-    const float mean = sum_experts(experts, [&](int64_t e, int64_t left) {
-      return load_or(in.score + e, left, 0.0f) * load_or(in.dshare + e, left, 0.0f);
-    }) / total;
+    const float total = sum_experts(
+        experts, [&](int64_t e, int64_t left) { return load_or(in.score + e, left, 0.0f); });
+    const float mean =
+        sum_experts(experts,
+                    [&](int64_t e, int64_t left) {
+                      return load_or(in.score + e, left, 0.0f) * load_or(in.dshare + e, left, 0.0f);
+                    }) /
+        total;
     for (int64_t e = 0; e < experts; ++e) ds[e] = (in.dshare[e] - mean) / total;
   }
   if (!options.renormalize) {
     for (int64_t k = 0; k < top_k; ++k) ds[in.expert[k]] += in.dgate[k] * options.gate_scale;
     return;
   }
-  // gate_k = scale * s_k / S over the chosen: dL/ds_k = scale * (dgate_k - sum_j dgate_j s_j / S) / S
+  // gate_k = scale * s_k / S over the chosen: dL/ds_k = scale * (dgate_k - sum_j dgate_j s_j / S) /
+  // S
   float sum = 0.0f, weighted = 0.0f;
   for (int64_t k = 0; k < top_k; ++k) {
     sum += in.score[in.expert[k]];
@@ -148,9 +153,10 @@ void score_gradient(const TokenGradient& in, int64_t experts, const RouterOption
 
 // dL/dlogit of one token, in place of dL/dscore in `d`.
 void logit_gradient(const TokenGradient& in, int64_t experts, Score kind, float dz, float* d) {
-  const float mean = kind == Score::kSigmoid ? 0.0f : sum_experts(experts, [&](int64_t e, int64_t left) {
-    return load_or(in.score + e, left, 0.0f) * load_or(d + e, left, 0.0f);
-  });
+  const float mean =
+      kind == Score::kSigmoid ? 0.0f : sum_experts(experts, [&](int64_t e, int64_t left) {
+        return load_or(in.score + e, left, 0.0f) * load_or(d + e, left, 0.0f);
+      });
   const VecF one = broadcast(1.0f);
   const VecF m = broadcast(mean);
   const VecF lse = broadcast(in.lse);

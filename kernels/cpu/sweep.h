@@ -11,18 +11,21 @@
 namespace degu {
 namespace {
 
-// Elements per task: a task's streams stay contiguous for at least 64 KiB, below which two threads begin
-// to fight over DRAM pages; a few hundred tasks still balance.
+// Elements per task: a task's streams stay contiguous for at least 64 KiB, below which two threads
+// begin to fight over DRAM pages; a few hundred tasks still balance.
 inline constexpr int64_t kSweepElements = 32768;
 
 // Outputs above this many bytes are written with non-temporal stores: they would not survive in the
-// last-level cache until somebody reads them, and a plain store reads each line before it writes it.
-// Smaller outputs stay cached, where the next operator finds them.
+// last-level cache until somebody reads them, and a plain store reads each line before it writes
+// it. Smaller outputs stay cached, where the next operator finds them.
 inline constexpr int64_t kStreamBytes = int64_t{16} << 20;
 
-inline bool aligned_line(const void* p) { return reinterpret_cast<uintptr_t>(p) % 64 == 0; }
+inline bool aligned_line(const void* p) {
+  return reinterpret_cast<uintptr_t>(p) % 64 == 0;
+}
 
-// Whether `rows` rows of `width` elements at `out` are to be streamed. Each row must start on a line.
+// Whether `rows` rows of `width` elements at `out` are to be streamed. Each row must start on a
+// line.
 template <class T>
 bool streams(const T* out, int64_t rows, int64_t width) {
   const auto row_bytes = width * static_cast<int64_t>(sizeof(T));
@@ -54,14 +57,14 @@ void sweep(Context& context, int64_t n, Body&& body) {
   });
 }
 
-// body(begin, end) over `rows` rows of `width` elements, in pieces of about kSweepElements elements.
+// body(begin, end) over `rows` rows of `width` elements, in pieces of about kSweepElements
+// elements.
 template <class Body>
 void sweep_rows(Context& context, int64_t rows, int64_t width, Body&& body) {
   const int64_t piece = std::max<int64_t>(1, kSweepElements / std::max<int64_t>(width, 1));
   const int64_t tasks = (rows + piece - 1) / piece;
-  context.parallel_for(tasks, [&](int64_t task, int) {
-    body(task * piece, std::min(rows, (task + 1) * piece));
-  });
+  context.parallel_for(
+      tasks, [&](int64_t task, int) { body(task * piece, std::min(rows, (task + 1) * piece)); });
 }
 
 // lane(i, count) for the vectors of [begin, end): count is VecF::kLanes but for the last.

@@ -73,9 +73,10 @@ inline double element(const AnyView& view, int64_t i) {
 inline void set_element(const AnyView& view, int64_t i, double value) {
   if (view.dtype == DType::kF32) {
     static_cast<float*>(view.data)[i] = static_cast<float>(value);
-  } else {
-    REQUIRE(view.dtype == DType::kBF16);
+  } else if (view.dtype == DType::kBF16) {
     static_cast<bf16*>(view.data)[i] = bf16(static_cast<float>(value));
+  } else {
+    FAIL("set_element: neither fp32 nor bf16");
   }
 }
 

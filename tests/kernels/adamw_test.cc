@@ -1,0 +1,129 @@
+// AdamW against its formula in double precision over several steps, and the blocks of the gradient
+// norm.
+#include "kernels/api/adamw.h"
+
+#include "tests/support/kernel_testing.h"
+
+namespace degu {
+namespace {
+
+using namespace degu::testing;
+
+TEST_CASE("adamw follows its formula step by step", "[adamw]") {
+  for_each_isa([&](Context& context) {
+    for (DType weight_type : {DType::kF32, DType::kBF16}) {
+      for (int64_t n : {0, 1, 15, 16, 33, 32769}) {
+        Tensor master = random_tensor(DType::kF32, {n}, "master");
+        Tensor m(DType::kF32, {n}), v(DType::kF32, {n}), weight(weight_type, {n});
+        for (int64_t step = 1; step <= 3; ++step) {
+          const Tensor grad =
+              random_tensor(DType::kF32, {n}, "grad", 1.0, static_cast<uint64_t>(step));
+          const AdamWStep s{.learning_rate = 0.01,
+                            .beta1 = 0.9,
+                            .beta2 = 0.95,
+                            .eps = 1e-8,
+                            .weight_decay = 0.1,
+                            .step = step,
+                            .grad_scale = 0.5f};
+          Expected em, ev, ew;
+          const double u = unit_roundoff(DType::kF32);
+          for (int64_t i = 0; i < n; ++i) {
+            const double g = 0.5 * element(grad, i);
+            const double next_m = 0.9 * element(m, i) + 0.1 * g;
+            const double next_v = 0.95 * element(v, i) + 0.05 * g * g;
+            const double m_error = 4 * u * (std::fabs(element(m, i)) + std::fabs(g));
+            const double direction = (next_m / (1 - std::pow(0.9, step))) /
+                                     (std::sqrt(next_v / (1 - std::pow(0.95, step))) + 1e-8);
+            const double w = element(master, i) - 0.01 * (direction + 0.1 * element(master, i));
+            // m may cancel: its absolute error passes through the quotient.
+            const double direction_error =
+                16 * u * std::fabs(direction) + m_error / std::sqrt(next_v + 1e-30) * 4;
+            em.push(next_m, m_error);
+            ev.push(next_v, 8 * u * next_v);
+            ew.push(w, 4 * u * std::fabs(element(master, i)) + 0.01 * direction_error +
+                           u * std::fabs(w));
+          }
+          adamw(context, s, master, m, v, grad, weight);
+          check_close("m", m, em);
+          check_close("v", v, ev);
+          check_close("master", master, ew);
+          for (int64_t i = 0; i < n; ++i) {
+            const double rounded =
+                weight_type == DType::kBF16
+                    ? static_cast<double>(static_cast<float>(bf16(master.as<float>()[i])))
+                    : element(master, i);
+            if (element(weight, i) != rounded) FAIL("weight " << i << " is not the rounded master");
+          }
+        }
+      }
+    }
+  });
+}
+
+TEST_CASE("adamw without a weight view, and on any number of threads, gives the same bits",
+          "[adamw]") {
+  const int64_t n =
+      (int64_t{16} << 20) / 2 + 17;  // bf16 weights past the size where stores are streamed
+  const AdamWStep s{.learning_rate = 0.01, .weight_decay = 0.1, .step = 2};
+  const Tensor start = random_tensor(DType::kF32, {n}, "master");
+  const Tensor grad = random_tensor(DType::kF32, {n}, "grad");
+  for (Isa isa : supported_isas()) {
+    Tensor first;
+    for_each_thread_count(isa, [&](Context& context) {
+      Tensor master = copy_of(start), m(DType::kF32, {n}), v(DType::kF32, {n}),
+             weight(DType::kBF16, {n});
+      adamw(context, s, master, m, v, grad, weight);
+      if (!first) first = copy_of(master);
+      check_same_bits("master", master, first);
+      int64_t wrong = 0;
+      for (int64_t i = 0; i < n; ++i)
+        wrong += !(weight.as<bf16>()[i] == bf16(master.as<float>()[i]));
+      CHECK(wrong == 0);
+      if (context.threads() == 1) {
+        Tensor part = copy_of(start.view().rows(0, 1000));
+        Tensor part_m(DType::kF32, {1000}), part_v(DType::kF32, {1000});
+        adamw(context, s, part, part_m, part_v, grad.view().rows(0, 1000), AnyView{});
+        check_same_bits("the first thousand alone", part, master.view().rows(0, 1000));
+      }
+    });
+  }
+}
+
+TEST_CASE("block_square_sums are the same on every instruction set and number of threads",
+          "[adamw]") {
+  for (int64_t n :
+       {int64_t{0}, int64_t{1}, int64_t{17}, kNormBlock, kNormBlock + 1, 20 * kNormBlock + 123}) {
+    const Tensor grad = random_tensor(DType::kF32, {n}, "grad");
+    const auto blocks = static_cast<size_t>((n + kNormBlock - 1) / kNormBlock);
+    std::vector<double> first;
+    for (Isa isa : supported_isas()) {
+      for_each_thread_count(isa, [&](Context& context) {
+        std::vector<double> sums(blocks, -1);
+        block_square_sums(context, grad, sums);
+        for (size_t b = 0; b < blocks; ++b) {
+          double plain = 0;
+          const auto begin = static_cast<int64_t>(b) * kNormBlock;
+          for (int64_t i = begin; i < std::min(n, begin + kNormBlock); ++i) {
+            plain += element(grad, i) * element(grad, i);
+          }
+          CHECK(std::fabs(sums[b] - plain) <= static_cast<double>(kNormBlock) * 0x1p-53 * plain);
+        }
+        if (first.empty()) first = sums;
+        CHECK(sums == first);
+      });
+    }
+  }
+}
+
+TEST_CASE("adamw names what does not fit", "[adamw]") {
+  Context context(test_options(default_isa(), 1));
+  const Tensor a(DType::kF32, {4}), b(DType::kF32, {5}), c(DType::kBF16, {4});
+  CHECK_THROWS_AS(adamw(context, {}, a, a, b, a, AnyView{}), ShapeError);
+  CHECK_THROWS_AS(adamw(context, {}, c, a, a, a, AnyView{}), ShapeError);
+  CHECK_THROWS_AS(adamw(context, {.step = 0}, a, a, a, a, AnyView{}), ShapeError);
+  std::vector<double> two(2);
+  CHECK_THROWS_AS(block_square_sums(context, a, two), ShapeError);
+}
+
+}  // namespace
+}  // namespace degu
