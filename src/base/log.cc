@@ -53,4 +53,6 @@ void log_line(LogLevel level, std::string_view text) {
   }
 }
 
+void log_line_any_rank(std::string_view text) { logger().log(spdlog::level::info, "{}", text); }
+
 }  // namespace degu

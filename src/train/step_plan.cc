@@ -36,7 +36,8 @@ Schedule make_schedule(const OptimizerConfig& config, int64_t steps) {
   const ScheduleConfig& s = config.schedule;
   Schedule result;
   result.steps = steps;
-  result.warmup_steps = std::llround(s.warmup * static_cast<double>(steps));
+  result.warmup_steps = s.warmup_steps > 0 ? std::min(s.warmup_steps, steps)
+                                           : std::llround(s.warmup * static_cast<double>(steps));
   result.final_ratio = s.final_ratio;
   switch (s.kind) {
     case ScheduleKind::kCosine:

@@ -22,12 +22,14 @@ constexpr auto enum_names(ScheduleKind) {
 struct ScheduleConfig {
   ScheduleKind kind = ScheduleKind::kCosine;
   double warmup = 0.05;         // share of the run
+  int64_t warmup_steps = 0;     // instead of the share
   double final_ratio = 0.1;     // last learning rate over the peak
   double decay = 0.2;           // wsd: share of the run in which the rate falls (1 - sqrt)
 
   void fields(Fields& f) {
     f("kind", kind, "cosine, wsd (warm-up, stable, decay) or constant");
     f("warmup", warmup, "share of the run in which the rate rises from 0");
+    f("warmup_steps", warmup_steps, "steps in which the rate rises from 0, instead of a share; 0: the share");
     f("final_ratio", final_ratio, "last learning rate relative to the peak");
     f("decay", decay, "wsd: share of the run in which the rate falls");
   }

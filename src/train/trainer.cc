@@ -41,10 +41,10 @@ FlatLayout flat_layout(const Region& region, ExpertRange experts, int shards) {
 }  // namespace
 
 struct Trainer::StepSums {
-  StepSums(const StepPlan& plan, int64_t moe_layers, int64_t experts)
+  StepSums(const StepPlan& plan, int64_t moe_layers, int64_t experts_per_layer)
       : sequences(plan.batch_sequences),
         groups(plan.balance_groups()),
-        experts(experts),
+        experts(experts_per_layer),
         values(at(sequences + 2 * groups), 0.0),
         counts(at(moe_layers * (experts + 1)), 0) {}
 

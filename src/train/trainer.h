@@ -61,11 +61,21 @@ class Trainer {
   // Loss on the fixed validation set. Collective.
   ValidationResult validate();
 
-  // Adds values, moments and counters to a checkpoint, or takes them from one. Collective.
+  // What a checkpoint's metadata holds of a trainer. The optimizer's moments and the data order are
+  // functions of it and of the tensors.
+  struct Counters {
+    int64_t next_step = 0;
+    int64_t bad_steps = 0;
+  };
+  Counters counters() const { return {next_step_, bad_steps_}; }
+
+  // Values and moments. Each rank adds what it holds; not collective.
   void save(CheckpointWriter& writer);
-  void load(const CheckpointReader& reader);
+  // Values and moments of a run with the same model, on any layout. DataError when a tensor is missing or
+  // has another shape.
+  void load(CheckpointReader& reader, const Counters& counters);
   // Values only: starts a new run from another run's weights.
-  void load_weights(const CheckpointReader& reader);
+  void load_weights(CheckpointReader& reader);
 
  private:
   // Sums over the step that the ranks share: placed by global index, so that adding them is exact.
@@ -89,6 +99,9 @@ class Trainer {
   void update_biases(StepSums& sums);
   StepResult summarise(StepSums& sums, int64_t counted) const;
   int moe_layers() const;
+  // visit(name, whole shape, first element of the whole tensor, this rank's part)
+  template <class Visit>
+  void each_moment_run(const Visit& visit);
 
   RunConfig config_;
   Communicator& world_;
@@ -110,5 +123,8 @@ class Trainer {
   int64_t next_step_ = 0;
   int64_t bad_steps_ = 0;
 };
+
+// Fills the values of `parameters` from a checkpoint, this rank's experts only. DataError as Trainer::load.
+void load_values(CheckpointReader& reader, ParameterSet& parameters);
 
 }  // namespace degu

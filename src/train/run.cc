@@ -1,0 +1,291 @@
+#include "train/run.h"
+
+#include <algorithm>
+#include <atomic>
+#include <csignal>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "base/log.h"
+#include "base/progress.h"
+#include "base/timer.h"
+#include "comm/agree.h"
+#include "config/yaml.h"
+#include "io/atomic_file.h"
+#include "kernels/api/probe.h"
+
+namespace degu {
+namespace {
+
+std::atomic<bool> stop_requested{false};
+
+void on_signal(int) { stop_requested = true; }
+
+// One run in progress on one rank.
+class Run {
+ public:
+  Run(const RunConfig& config, const RunOptions& options, const TokenDataset& dataset,
+      Communicator& world, Context& context)
+      : options_(options),
+        world_(world),
+        context_(context),
+        dataset_(dataset),
+        trainer_(config, dataset, world, context) {}
+
+  RunResult go();
+
+ private:
+  bool first() const { return world_.rank() == 0; }
+  std::string checkpoints() const { return options_.folder + "/checkpoints"; }
+  void start();
+  void restore(const std::string& folder);
+  void write_front_matter();
+  void log_step(const StepResult& step);
+  void log_validation();
+  void save();
+  std::string why_stop();
+  double tokens_per_second() const;
+
+  RunOptions options_;
+  Communicator& world_;
+  Context& context_;
+  const TokenDataset& dataset_;
+  Trainer trainer_;
+  std::unique_ptr<MetricsLog> metrics_;
+  RunResult result_;
+  Timer wall_;            // of this start, for max_minutes
+  double seconds_ = 0;    // in steps, over all starts
+  double own_seconds_ = 0;  // in steps, since this start
+  int64_t own_tokens_ = 0;
+  int64_t validated_ = -1;  // steps done at the last validation
+};
+
+void Run::start() {
+  if (options_.peak_flops == 0) {
+    options_.peak_flops = measure_peak_flops(world_, context_, trainer_.parameters().activation());
+  }
+  std::string latest;
+  run_together(world_, [&] {
+    latest = find_latest(checkpoints());
+    if (!latest.empty() && !options_.resume) {
+      throw ConfigError("{} already holds a run; give --resume to go on with it or another --out",
+                        options_.folder);
+    }
+  });
+  if (!latest.empty()) {
+    run_together(world_, [&] { restore(latest); });
+    if (first()) log_info("resumed {} at step {}", options_.folder, trainer_.next_step());
+  } else if (!options_.branch_from.empty()) {
+    run_together(world_, [&] { restore(options_.branch_from); });
+    result_.checkpoint.clear();
+  } else if (!options_.init_from.empty()) {
+    run_together(world_, [&] {
+      CheckpointReader reader(find_latest(options_.init_from));
+      trainer_.load_weights(reader);
+    });
+  }
+  run_together(world_, [&] {
+    if (!first()) return;
+    write_front_matter();
+    metrics_ = std::make_unique<MetricsLog>(options_.folder + "/metrics.jsonl", trainer_.next_step());
+  });
+}
+
+void Run::restore(const std::string& folder) {
+  CheckpointReader reader(folder);
+  const nlohmann::json& meta = reader.metadata();
+  const std::string fingerprint = meta.at("data_fingerprint").get<std::string>();
+  if (fingerprint != dataset_.fingerprint()) {
+    throw DataError("{} was trained on other data than data.paths holds now; use the shards it was "
+                    "trained on, or --init-from for a new run with its weights", folder);
+  }
+  trainer_.load(reader, {.next_step = meta.at("next_step").get<int64_t>(),
+                         .bad_steps = meta.at("bad_steps").get<int64_t>()});
+  seconds_ = meta.at("seconds").get<double>();
+  result_.skipped_steps = meta.at("skipped_steps").get<int64_t>();
+  result_.train_loss = meta.at("train_loss").get<double>();
+  result_.checkpoint = folder;
+}
+
+void Run::write_front_matter() {
+  write_file_atomic(options_.folder + "/config.yaml", to_yaml(trainer_.config()));
+  const nlohmann::json environment = {
+      {"ranks", world_.size()},
+      {"threads_per_rank", context_.threads()},
+      {"isa", isa_name(context_.isa())},
+      {"peak_flops", options_.peak_flops},
+      {"expert_parallel", trainer_.config().cluster.expert_parallel},
+      {"activation_bytes", trainer_.reserved_bytes()},
+      {"flops_per_token", trainer_.training_flops_per_token()}};
+  write_file_atomic(options_.folder + "/environment.json", environment.dump(2) + "\n");
+}
+
+double Run::tokens_per_second() const {
+  return own_seconds_ > 0 ? static_cast<double>(own_tokens_) / own_seconds_ : 0;
+}
+
+void Run::log_step(const StepResult& step) {
+  if (!first()) return;
+  nlohmann::json line = to_json(step);
+  line["tokens"] = (step.step + 1) * step.tokens;
+  line["seconds"] = seconds_;
+  line["tokens_per_second"] = tokens_per_second();
+  line["utilisation"] =
+      tokens_per_second() * trainer_.training_flops_per_token() / options_.peak_flops;
+  metrics_->write(line);
+}
+
+void Run::log_validation() {
+  result_.validation = trainer_.validate();
+  validated_ = trainer_.next_step();
+  if (!first()) return;
+  metrics_->write({{"step", trainer_.next_step() - 1},
+                   {"tokens", trainer_.next_step() * trainer_.plan().tokens_per_step()},
+                   {"validation", to_json(result_.validation)}});
+}
+
+void Run::save() {
+  const Trainer::Counters counters = trainer_.counters();
+  const nlohmann::json metadata = {{"next_step", counters.next_step},
+                                   {"bad_steps", counters.bad_steps},
+                                   {"skipped_steps", result_.skipped_steps},
+                                   {"train_loss", result_.train_loss},
+                                   {"seconds", seconds_},
+                                   {"data_fingerprint", dataset_.fingerprint()}};
+  const std::string folder = checkpoints() + "/" + checkpoint_name(counters.next_step);
+  CheckpointWriter writer(world_, folder, metadata);
+  trainer_.save(writer);
+  if (first()) {
+    writer.attach("config.yaml", to_yaml(trainer_.config()));
+    writer.attach("tokenizer.model", dataset_.tokenizer().model_bytes());
+  }
+  writer.commit();
+  result_.checkpoint = folder;
+  if (first() && options_.extra_checkpoints.empty()) {
+    prune_checkpoints(checkpoints(), trainer_.config().train.keep_checkpoints);
+  }
+}
+
+std::string Run::why_stop() {
+  int64_t code = 0;
+  if (options_.max_minutes > 0 && wall_.seconds() > 60 * options_.max_minutes) code = 1;
+  if (options_.stop_after > 0 && trainer_.next_step() >= options_.stop_after) code = 2;
+  if (stop_requested) code = 3;
+  switch (world_.size() > 1 ? max_over_ranks(world_, code) : code) {
+    case 1:
+      return "time limit";
+    case 2:
+      return "asked to stop after this step";
+    case 3:
+      return "signal";
+    default:
+      return {};
+  }
+}
+
+RunResult Run::go() {
+  start();
+  const TrainConfig& t = trainer_.config().train;
+  std::optional<Progress> progress;
+  if (options_.live && first()) progress.emplace("train", trainer_.plan().steps);
+  int64_t saved = trainer_.next_step();
+  while (!trainer_.finished()) {
+    if (result_.stop_reason = why_stop(); !result_.stop_reason.empty()) break;
+    const Timer timer;
+    const StepResult step = trainer_.step();
+    seconds_ += timer.seconds();
+    own_seconds_ += timer.seconds();
+    own_tokens_ += step.tokens;
+    result_.train_loss = step.loss;
+    result_.skipped_steps += step.skipped;
+    const int64_t done = trainer_.next_step();
+    if (step.step % t.log_every == 0 || trainer_.finished() || step.skipped) log_step(step);
+    if (step.skipped && first()) {
+      log_warn("step {}: the gradient is not finite; the step was skipped", step.step);
+    }
+    if (t.evaluate_every > 0 && done % t.evaluate_every == 0) log_validation();
+    const auto& extra = options_.extra_checkpoints;
+    const bool wanted_here = std::find(extra.begin(), extra.end(), done) != extra.end();
+    if (wanted_here || (t.checkpoint_every > 0 && done % t.checkpoint_every == 0)) {
+      save();
+      saved = done;
+    }
+    if (progress) {
+      progress->set(done, fmt::format("loss {:.4f}  {:.0f} tok/s  {:.1f}% of peak", step.loss,
+                                      tokens_per_second(),
+                                      100 * tokens_per_second() * trainer_.training_flops_per_token() /
+                                          options_.peak_flops));
+    }
+  }
+  progress.reset();
+  result_.complete = trainer_.finished();
+  if (validated_ != trainer_.next_step() && result_.complete) log_validation();
+  const bool wanted = result_.complete ? options_.final_checkpoint : true;
+  if (wanted && (saved != trainer_.next_step() || result_.checkpoint.empty())) save();
+
+  result_.steps = trainer_.next_step();
+  result_.tokens = result_.steps * trainer_.plan().tokens_per_step();
+  result_.flops = static_cast<double>(result_.tokens) * trainer_.training_flops_per_token();
+  result_.seconds = seconds_;
+  result_.tokens_per_second = seconds_ > 0 ? static_cast<double>(result_.tokens) / seconds_ : 0;
+  result_.utilisation = seconds_ > 0 ? result_.flops / seconds_ / options_.peak_flops : 0;
+  result_.annealed = result_.complete && trainer_.plan().schedule.annealed();
+  if (result_.complete && first()) {
+    write_file_atomic(options_.folder + "/result.json", to_json(result_).dump(2) + "\n");
+  }
+  world_.barrier();
+  return result_;
+}
+
+}  // namespace
+
+RunConfig resolve_config(RunConfig config, const TokenDataset& dataset) {
+  if (config.model.vocab == 0) config.model.vocab = dataset.vocab_size();
+  config.model = config.model.resolved();
+  config.check();
+  return config;
+}
+
+RunResult run_training(const RunConfig& config, const RunOptions& options, const TokenDataset& dataset,
+                       Communicator& world, Context& context) {
+  return Run(config, options, dataset, world, context).go();
+}
+
+nlohmann::json to_json(const RunResult& r) {
+  return {{"complete", r.complete},
+          {"stop_reason", r.stop_reason},
+          {"steps", r.steps},
+          {"tokens", r.tokens},
+          {"train_loss", r.train_loss},
+          {"flops", r.flops},
+          {"seconds", r.seconds},
+          {"tokens_per_second", r.tokens_per_second},
+          {"utilisation", r.utilisation},
+          {"annealed", r.annealed},
+          {"skipped_steps", r.skipped_steps},
+          {"checkpoint", r.checkpoint},
+          {"validation", to_json(r.validation)}};
+}
+
+RunConfig checkpoint_config(const CheckpointReader& reader) {
+  return read_config<RunConfig>(
+      YamlDocument::from_text(reader.attachment("config.yaml"), reader.folder() + "/config.yaml"));
+}
+
+void request_stop() { stop_requested = true; }
+
+void stop_on_signals() {
+  struct sigaction action = {};
+  action.sa_handler = on_signal;
+  sigaction(SIGTERM, &action, nullptr);
+  sigaction(SIGUSR1, &action, nullptr);
+}
+
+double measure_peak_flops(Communicator& world, Context& context, DType type) {
+  world.barrier();
+  double peak = probe_peak_flops(context, type);
+  world.all_reduce(context, View<double>(&peak, {1}), Reduce::kSum, Order::kTree);
+  return peak;
+}
+
+}  // namespace degu

@@ -1,0 +1,91 @@
+// The trainer's state in checkpoints: values as whole tensors, moments as ranges of the same tensors.
+#include <algorithm>
+#include <iterator>
+
+#include "train/trainer.h"
+
+namespace degu {
+namespace {
+
+constexpr const char* kMoments[] = {"adam_m/", "adam_v/"};
+
+std::string model_name(const Parameter& p) { return std::string(kModelPrefix) + p.spec.name; }
+
+}  // namespace
+
+void load_values(CheckpointReader& reader, ParameterSet& parameters) {
+  for (const auto& p : parameters.all()) {
+    const std::string name = model_name(*p);
+    const CheckpointReader::TensorInfo info = reader.info(name);
+    if (info.shape != p->spec.shape) {
+      throw DataError("{}: {} is {} but the configuration makes it {}; use the configuration that the "
+                      "checkpoint was trained with", reader.folder(), name, info.shape.str(),
+                      p->spec.shape.str());
+    }
+    if (p->spec.role == ParameterRole::kExperts) {
+      reader.read(name, {parameters.experts().begin, 0, 0}, p->value);
+    } else {
+      reader.read(name, p->value);
+    }
+  }
+}
+
+template <class Visit>
+void Trainer::each_moment_run(const Visit& visit) {
+  for (const RegionState& state : regions_) {
+    const FlatRange mine = state.adamw->range();
+    for (size_t i = 0; i < state.region->members.size(); ++i) {
+      const Parameter& p = *state.region->members[i];
+      if (p.spec.role == ParameterRole::kState) continue;
+      const int64_t first = std::max(state.region->offsets[i], mine.begin);
+      const int64_t last = std::min(state.region->offsets[i + 1], mine.end);
+      if (first >= last) continue;
+      const int64_t experts_before =
+          p.spec.role == ParameterRole::kExperts
+              ? parameters_.experts().begin * p.spec.shape[1] * p.spec.shape[2]
+              : 0;
+      const int64_t begin = experts_before + first - state.region->offsets[i];
+      const AnyView moments[] = {state.adamw->m(), state.adamw->v()};
+      for (size_t k = 0; k < std::size(moments); ++k) {
+        visit(std::string(kOptimizerPrefix) + kMoments[k] + p.spec.name, p.spec.shape, begin,
+              moments[k].rows(first - mine.begin, last - first));
+      }
+    }
+  }
+}
+
+void Trainer::save(CheckpointWriter& writer) {
+  for (const RegionState& state : regions_) {
+    const bool experts = state.region->kind == RegionKind::kExperts;
+    for (size_t i = 0; i < state.region->members.size(); ++i) {
+      const Parameter& p = *state.region->members[i];
+      // Whole values are written by one of the ranks that hold them, in turn.
+      if (static_cast<int>(i) % state.group->size() != state.group->rank()) continue;
+      if (experts) {
+        writer.add(model_name(p), p.spec.shape, {parameters_.experts().begin, 0, 0}, p.value);
+      } else {
+        writer.add(model_name(p), p.value);
+      }
+    }
+  }
+  each_moment_run([&](const std::string& name, Shape whole, int64_t begin, AnyView part) {
+    writer.add_range(name, whole, begin, part);
+  });
+}
+
+void Trainer::load(CheckpointReader& reader, const Counters& counters) {
+  load_values(reader, parameters_);
+  each_moment_run([&](const std::string& name, Shape, int64_t begin, AnyView part) {
+    reader.read_range(name, begin, part);
+  });
+  next_step_ = counters.next_step;
+  bad_steps_ = counters.bad_steps;
+  parameters_.pack(context_);
+}
+
+void Trainer::load_weights(CheckpointReader& reader) {
+  load_values(reader, parameters_);
+  parameters_.pack(context_);
+}
+
+}  // namespace degu
