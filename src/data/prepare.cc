@@ -303,13 +303,12 @@ std::string Preparation::train_on_sample() {
            format_amount(bytes, Progress::Unit::kBytes), amount(static_cast<int64_t>(heap.size())));
   size_t next = 0;
   const Timer timer;
-  std::string model = train_tokenizer({.vocab = options_.vocab,
-                                       .character_coverage = options_.character_coverage,
-                                       .threads = options_.threads},
-                                      [&]() -> std::optional<std::string> {
-                                        if (next == heap.size()) return std::nullopt;
-                                        return std::move(heap[next++].text);
-                                      });
+  std::string model =
+      train_tokenizer({.vocab = options_.vocab, .character_coverage = options_.character_coverage},
+                      [&]() -> std::optional<std::string> {
+                        if (next == heap.size()) return std::nullopt;
+                        return std::move(heap[next++].text);
+                      });
   log_info("tokenizer trained in {:.1f} s", timer.seconds());
   return model;
 }

@@ -42,7 +42,7 @@ struct PrepareOptions {
   std::string tokenizer;  // SentencePiece model; empty: train
   int vocab = 1024;
   double character_coverage = 0.9995;
-  int64_t sample_bytes = int64_t{16} << 20;
+  int64_t sample_bytes = int64_t{8} << 20;
 
   // The token stream. BOS before and EOS after each document; a model without the token cannot have
   // the rule.

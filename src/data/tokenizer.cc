@@ -271,7 +271,7 @@ std::string train_tokenizer(const TokenizerTraining& options,
           {"allow_whitespace_only_pieces", "true"},
           {"split_digits", "true"},
           {"max_sentence_length", std::to_string(Lines::kMaxBytes + 1)},
-          {"num_threads", std::to_string(options.threads)},
+          {"num_threads", "1"},  // written into the model, so it may not vary
           {"minloglevel", "2"},
       },
       &lines, &model);

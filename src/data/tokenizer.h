@@ -73,7 +73,6 @@ class Tokenizer {
 struct TokenizerTraining {
   int vocab = 1024;  // at least 259 + the characters of the sample: 256 bytes, <unk>, BOS, EOS
   double character_coverage = 0.9995;  // rarer characters are spelt as bytes
-  int threads = 1;
 };
 
 // Trains a BPE model on the texts that `next` yields until it returns nothing. Deterministic: the

@@ -2,6 +2,7 @@
 
 #include <catch2/catch.hpp>
 
+#include <filesystem>
 #include <fstream>
 #include <string>
 #include <vector>
@@ -37,6 +38,7 @@ class Folder : public test::TemporaryFolder {
  public:
   Parsed parse(const std::string& name, const std::string& content,
                const DocumentRules& rules = {}) {
+    std::filesystem::remove(*this / name);  // rewriting in place would wait for the disk
     std::ofstream(*this / name, std::ios::binary) << content;
     return parse_file(*this / name, rules);
   }
