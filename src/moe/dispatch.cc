@@ -61,7 +61,7 @@ void Dispatch::plan(Context& context, AnyView expert_TK, int64_t capacity,
                     std::span<const int64_t> capacity_offsets, const UnitSegments& units,
                     DispatchState& state) const {
   state.dropped = route_plan(context, expert_TK, experts_, capacity, capacity_offsets, state.offsets_E,
-                             state.row_TK, state.token_R);
+                             state.row_TK.rows(0, expert_TK.dim(0)), state.token_R);
   state.sent_rows = state.offsets_E.back();
   state.units = unit_slots_ ? units.units : 1;
   state.slots = slots();
