@@ -29,7 +29,8 @@ using Json = nlohmann::json;
 using Manifest = CheckpointManifest;
 
 // What HDF5 needs at most beside the data: for a file, and for a dataset with its attributes and
-// the groups on the way to it (names of 200 characters). Measured: below 3 KiB per dataset.
+// the groups on the way to it. Measured: 0.4 KiB per dataset, 5.8 KiB where a name runs through 95
+// groups.
 constexpr int64_t kFileOverhead = 64 << 10;
 constexpr int64_t kDatasetOverhead = 8 << 10;
 
@@ -118,14 +119,10 @@ CheckpointWriter::CheckpointWriter(Communicator& comm, std::string folder, const
 }
 
 CheckpointWriter::~CheckpointWriter() {
-  if (impl_->committed) return;
   impl_->file.reset();
-  std::error_code ignored;
-  if (impl_->comm.rank() == 0) {
-    fs::remove_all(impl_->partial, ignored);
-  } else {
-    fs::remove(impl_->path(rank_file(impl_->comm.rank())), ignored);
-  }
+  if (impl_->committed || impl_->comm.rank() != 0) return;
+  std::error_code ignored;  // what remains is removed when the next checkpoint is written
+  fs::remove_all(impl_->partial, ignored);
 }
 
 void CheckpointWriter::add(const std::string& name, Shape whole, Shape offset, AnyView part) {
@@ -375,19 +372,17 @@ void CheckpointReader::Impl::read(const std::string& name, const Region& wanted,
   }
   if (!wanted.inside()) throw DataError("{}: tensor '{}' has no {}", folder, name, wanted.str());
   auto* target = static_cast<std::byte*>(out.data);
+  const std::vector<Run> want = runs_of(wanted);
+  if (want.empty()) return;
   for (const Manifest::Part& part : entry.parts) {
-    const std::vector<Run> want = runs_of(wanted);
-    if (want.empty()) return;
-    if (runs_of(part.region).size() == 1 && want.size() == 1) {
-      const Run have = runs_of(part.region)[0];
-      if (have.whole_begin == want[0].whole_begin && have.count == want[0].count) {
-        return read_part(name, entry, part, target);  // the part is what is wanted
-      }
-      if (have.whole_begin >= want[0].whole_begin + want[0].count ||
-          want[0].whole_begin >= have.whole_begin + have.count) {
-        continue;  // nothing in common
-      }
+    const std::vector<Run> have = runs_of(part.region);
+    if (have.front().whole_begin >= want.back().whole_begin + want.back().count ||
+        want.front().whole_begin >= have.back().whole_begin + have.back().count) {
+      continue;  // nothing in common
     }
+    const bool same = have.size() == 1 && want.size() == 1 &&
+                      have[0].whole_begin == want[0].whole_begin && have[0].count == want[0].count;
+    if (same) return read_part(name, entry, part, target);
     if (cached != &part) {
       cached = nullptr;
       cache.resize(static_cast<size_t>(part.region.elements()) * size_of(entry.dtype));
