@@ -1,0 +1,141 @@
+// `degu bench kernels`: this machine's peaks and each operator's share of the one that bounds it.
+#include <nlohmann/json.hpp>
+
+#include <cstdio>
+#include <memory>
+#include <string>
+
+#include "base/timer.h"
+#include "cli/command.h"
+#include "cli/kernel_bench.h"
+#include "config/yaml.h"
+#include "io/atomic_file.h"
+
+namespace degu {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+struct Options {
+  std::string out;
+  std::string only;
+  int threads = 0;
+  int repetitions = 5;
+  bool json = false;
+};
+
+Json profile_json(const HardwareProfile& p) {
+  Json out;
+  out["cpu"] = p.cpu;
+  out["isa"] = p.isa;
+  out["threads"] = p.threads;
+  out["date"] = p.date;
+  out["fp32_flops"] = p.fp32_flops;
+  out["bf16_flops"] = p.bf16_flops;
+  out["int8_ops"] = p.int8_ops;
+  out["read_bandwidth"] = p.read_bandwidth;
+  out["fp32_flops_1thread"] = p.fp32_flops_1thread;
+  out["bf16_flops_1thread"] = p.bf16_flops_1thread;
+  out["int8_ops_1thread"] = p.int8_ops_1thread;
+  out["read_bandwidth_1thread"] = p.read_bandwidth_1thread;
+  return out;
+}
+
+void print_profile(const HardwareProfile& p) {
+  fmt::print("{}, {}, {}\n\n{:<26} {:>12} {:>12}\n", p.cpu, p.isa, p.date, "peak", "1 thread",
+             fmt::format("{} threads", p.threads));
+  const auto row = [](const char* name, double one, double all, const char* unit) {
+    fmt::print("{:<26} {:>12.1f} {:>12.1f} {}\n", name, one / 1e9, all / 1e9, unit);
+  };
+  row("fp32", p.fp32_flops_1thread, p.fp32_flops, "GFLOP/s");
+  row("bf16", p.bf16_flops_1thread, p.bf16_flops, "GFLOP/s");
+  row("int8", p.int8_ops_1thread, p.int8_ops, "GOP/s");
+  row("memory, read", p.read_bandwidth_1thread, p.read_bandwidth, "GB/s");
+  fmt::print("\n{:<26} {:<38} {:>9} {:>9} {:>7} {:>6}  {}\n", "operator", "size", "rate",
+             "peak beside", "ratio", "bar", "peak varied");
+  std::fflush(stdout);
+}
+
+void print_rate(const KernelCase& kernel, const KernelRate& rate) {
+  const bool memory = kernel.bound == Bound::kMemory;
+  const std::string bar = kernel.bar > 0 ? fmt::format("{:.2f}", kernel.bar) : "-";
+  const char* verdict = kernel.bar > 0 && rate.ratio < kernel.bar ? "  below" : "";
+  fmt::print("{:<26} {:<38} {:>9.1f} {:>9.1f} {} {:>6.2f} {:>6}  x {:.2f}{}\n", kernel.name,
+             kernel.shape, rate.rate / 1e9, rate.peak / 1e9, memory ? "GB/s   " : "GFLOP/s",
+             rate.ratio, bar, rate.peak_spread, verdict);
+  std::fflush(stdout);
+}
+
+Json rate_json(const KernelCase& kernel, const KernelRate& rate) {
+  Json out;
+  out["operator"] = kernel.name;
+  out["size"] = kernel.shape;
+  out["bound"] = kernel.bound == Bound::kMemory ? "memory"
+                 : kernel.bound == Bound::kBf16 ? "bf16"
+                                                : "fp32";
+  out["rate"] = rate.rate;
+  out["peak"] = rate.peak;
+  out["ratio"] = rate.ratio;
+  out["peak_spread"] = rate.peak_spread;
+  if (kernel.bar > 0) out["bar"] = kernel.bar;
+  return out;
+}
+
+// Half of the peaks' swing in spells of a second; a run in which they swung is done once more, and
+// the steadier one counts.
+constexpr double kSteady = 1.15;
+
+ExitCode bench_kernels(const Options& options) {
+  const Timer timer;
+  Context context({.threads = options.threads});
+  const HardwareProfile profile = measure_hardware(context);
+  if (!options.json) print_profile(profile);
+  Json operators = Json::array();
+  for (std::span<const MakeCase> cases : {compute_cases(), memory_cases()}) {
+    for (MakeCase make : cases) {
+      const KernelCase kernel = make(context, 1.0);
+      if (!options.only.empty() && kernel.name.find(options.only) == std::string::npos) continue;
+      KernelRate rate = measure(context, kernel, options.repetitions);
+      if (rate.peak_spread > kSteady) {
+        const KernelRate again = measure(context, kernel, options.repetitions);
+        if (again.peak_spread < rate.peak_spread) rate = again;
+      }
+      if (!options.json) print_rate(kernel, rate);
+      operators.push_back(rate_json(kernel, rate));
+    }
+  }
+  if (!options.out.empty()) write_file_atomic(options.out, to_yaml(profile));
+  if (options.json) {
+    Json out;
+    out["hardware"] = profile_json(profile);
+    out["operators"] = operators;
+    out["seconds"] = timer.seconds();
+    fmt::print("{}\n", out.dump(2));
+  } else {
+    fmt::print("\n{:.0f} s{}\n", timer.seconds(),
+               options.out.empty() ? "" : fmt::format("; peaks written to {}", options.out));
+  }
+  return ExitCode::kDone;
+}
+
+}  // namespace
+
+Action attach_bench(CLI::App& app) {
+  app.require_subcommand(1);
+  auto options = std::make_shared<Options>();
+  CLI::App* kernels = app.add_subcommand(
+      "kernels",
+      "peaks of this machine; each operator's rate and its share of the peak that bounds it");
+  kernels->fallthrough();
+  kernels->add_option("--out", options->out, "write the peaks to this YAML file, for `degu plan`");
+  kernels->add_option("--only", options->only, "measure operators whose name contains this");
+  kernels
+      ->add_option("--threads", options->threads, "threads; 0: the cores this process may run on")
+      ->check(CLI::NonNegativeNumber);
+  kernels->add_option("--repetitions", options->repetitions, "of peak, operator, peak; at least 3")
+      ->check(CLI::Range(3, 1000));
+  kernels->add_flag("--json", options->json, "one JSON object on standard output");
+  return [options] { return bench_kernels(*options); };
+}
+
+}  // namespace degu
