@@ -1,8 +1,15 @@
 // `degu info`: what a model costs before it is trained, or what this binary and machine are.
+#define OMPI_SKIP_MPICXX 1  // the C interface is all we use
+#include <mpi.h>
+
 #include <nlohmann/json.hpp>
 
+#include <array>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
+#include <memory>
+#include <optional>
 #include <string>
 
 #include "base/cpu_info.h"
@@ -18,7 +25,7 @@ using Json = nlohmann::ordered_json;
 struct Options {
   std::string path;
   std::vector<std::string> overrides;
-  int64_t sequence = 0;
+  int64_t sequence = 0;  // 0: the file's data.sequence_length, else 128
   MemoryOptions memory;
   bool fp32 = false;
   bool json = false;
@@ -45,6 +52,16 @@ std::string processor_name() {
   return "unknown";
 }
 
+// "Open MPI v4.1.4" of "Open MPI v4.1.4, package: ..., ident: ...". May be asked before MPI is
+// started.
+std::string mpi_version() {
+  std::array<char, MPI_MAX_LIBRARY_VERSION_STRING> text{};
+  int length = 0;
+  MPI_Get_library_version(text.data(), &length);
+  const std::string_view whole(text.data(), static_cast<size_t>(length));
+  return std::string(whole.substr(0, whole.find_first_of(",\n")));
+}
+
 Json machine_json() {
   Json isas = Json::array();
   for (Isa isa : kAllIsas) {
@@ -63,6 +80,7 @@ Json machine_json() {
     const size_t space = entry.find(' ');
     out["dependencies"][std::string(entry.substr(0, space))] = entry.substr(space + 1);
   }
+  out["dependencies"]["MPI"] = mpi_version();
   return out;
 }
 
@@ -81,10 +99,30 @@ void print_machine(const Json& info) {
   }
 }
 
-// A run's YAML, or a piece that holds its `model:`.
-ModelShape read_shape(const Options& options) {
-  YamlDocument document = YamlDocument::from_file(options.path);
+// A YAML file as it is; of a checkpoint's or a run's folder the configuration it was made with.
+std::string config_file(const std::string& path) {
+  namespace fs = std::filesystem;
+  if (!fs::is_directory(path)) return path;
+  for (const char* name : {"attachments/config.yaml", "config.yaml"}) {
+    const fs::path file = fs::path(path) / name;
+    if (fs::exists(file)) return file.string();
+  }
+  throw DataError("{}: neither a checkpoint nor a run's folder: it holds no config.yaml", path);
+}
+
+ModelShape read_model(Options& options) {
+  YamlDocument document = YamlDocument::from_file(config_file(options.path));
   for (const std::string& assignment : options.overrides) document.set(assignment);
+  if (options.sequence == 0) {
+    struct SequencePart {
+      int64_t sequence_length = 128;
+      void fields(Fields& f) { f("sequence_length", sequence_length, ""); }
+    };
+    const std::optional<std::string> given = document.value("data.sequence_length");
+    YamlDocument part = YamlDocument::from_text("", options.path);
+    if (given) part.set("sequence_length=" + *given);
+    options.sequence = read_config<SequencePart>(part).sequence_length;
+  }
   return read_config<ModelShape>(document.part("model")).resolved();
 }
 
@@ -157,8 +195,13 @@ void print_model(const Json& info, const Options& options) {
 ExitCode run_info(Options options) {
   const bool machine = options.path.empty();
   options.memory.bytes_per_value = options.fp32 ? 4 : 2;
-  if (options.sequence == 0) options.sequence = 128;
-  const Json info = machine ? machine_json() : model_json(read_shape(options), options);
+  Json info;
+  if (machine) {
+    info = machine_json();
+  } else {
+    const ModelShape shape = read_model(options);
+    info = model_json(shape, options);
+  }
   if (options.json) {
     fmt::print("{}\n", info.dump());
   } else if (machine) {
@@ -177,13 +220,10 @@ Action attach_info(CLI::App& app) {
   app.add_option("--set", options->overrides, "KEY=VALUE, wins over the file; may be repeated")
       ->allow_extra_args(false);
   app.add_option("--sequence", options->sequence,
-                 "tokens of a sequence, for attention's FLOPs (default 128)")
-      ->check(CLI::PositiveNumber);
-  app.add_option("--ranks", options->memory.ranks, "ranks that share the optimizer state")
-      ->check(CLI::PositiveNumber);
+                 "tokens of a sequence, for attention's FLOPs (default: the file's, else 128)");
+  app.add_option("--ranks", options->memory.ranks, "ranks that share the optimizer state");
   app.add_option("--expert-parallel", options->memory.expert_parallel,
-                 "ranks that share the experts")
-      ->check(CLI::PositiveNumber);
+                 "ranks that share the experts");
   app.add_flag("--fp32", options->fp32, "weights and activations in fp32 instead of bf16");
   app.add_flag("--json", options->json, "one JSON object on standard output");
   return [options] { return run_info(*options); };

@@ -55,6 +55,20 @@ ExitCode run_and_flush(const Action& action) {
   return code;
 }
 
+// One line on standard error for a command line that cannot be understood.
+int usage_error(const CLI::App& app, const CLI::ParseError& error) {
+  const std::vector<CLI::App*> parsed = app.get_subcommands();
+  std::string what = error.what();
+  std::string help = "degu";
+  if (!parsed.empty()) {
+    help += " " + parsed.front()->get_name();
+  } else if (const std::vector<std::string> words = app.remaining(); !words.empty()) {
+    what = fmt::format("unknown command \"{}\"", words.front());
+  }
+  fmt::print(stderr, "degu: {}; see {} --help\n", what, help);
+  return static_cast<int>(ExitCode::kUsage);
+}
+
 int run(int argc, char** argv) {
   CLI::App app("Mixture-of-Experts language models: data, training, scaling laws, plans.", "degu");
   app.require_subcommand(1);
@@ -78,8 +92,7 @@ int run(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
-    app.exit(error);
-    return static_cast<int>(ExitCode::kUsage);
+    return usage_error(app, error);
   }
   set_log_level(level);
   for (const auto& [sub, action] : attached) {

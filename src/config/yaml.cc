@@ -293,6 +293,17 @@ bool YamlDocument::has(const std::string& key) const {
   return impl_->root.find(key) != nullptr;
 }
 
+std::optional<std::string> YamlDocument::value(std::string_view path) const {
+  const YamlNode* node = &impl_->root;
+  while (node != nullptr && !path.empty()) {
+    const size_t dot = path.find('.');
+    node = node->find(path.substr(0, dot));
+    path.remove_prefix(dot == std::string_view::npos ? path.size() : dot + 1);
+  }
+  if (node == nullptr || node->kind != YamlNode::Kind::kScalar) return std::nullopt;
+  return node->text;
+}
+
 YamlDocument YamlDocument::part(const std::string& key) const {
   const YamlNode* node = impl_->root.find(key);
   if (node == nullptr)

@@ -11,6 +11,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -42,6 +43,9 @@ class YamlDocument {
   // run's file. ConfigError when there is none.
   YamlDocument part(const std::string& key) const;
   bool has(const std::string& key) const;
+  // The text of one scalar ("data.sequence_length"), for a command that needs a single value of a
+  // part it does not know; nothing when the document does not say.
+  std::optional<std::string> value(std::string_view path) const;
   // Visits `fields` with a reader over this document: once for values and unknown keys, then once
   // more for the structs' own checks.
   void read(const std::function<void(Fields&)>& visit) const;

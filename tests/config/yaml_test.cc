@@ -286,6 +286,10 @@ TEST_CASE("one part of a document is a document") {
   CHECK_FALSE(document.has("top_k"));
   CHECK(degu::read_config<Inner>(document.part("inner")).top_k == 5);
   CHECK(degu::read_config<Inner>(document.part("none")).top_k == 2);
+  CHECK(document.value("inner.top_k") == "5");
+  CHECK(document.value("inner.tokens") == std::nullopt);
+  CHECK(document.value("inner") == std::nullopt);
+  CHECK(document.value("other.deeper") == std::nullopt);
   CHECK(message_of([&] { document.part("iner"); }) ==
         R"(c.yaml: has no part "iner:"; add it or include it)");
   CHECK(message_of([&] { document.part("other"); }) ==
