@@ -5,6 +5,7 @@
 
 #include "kernels/cpu/grouped_gemm.h"
 #include "kernels/cpu/packing.h"
+#include "kernels/cpu/sweep.h"
 
 namespace degu {
 namespace {
@@ -28,7 +29,8 @@ struct Result {
   float* dw;      // [F, D]
   int64_t width;  // D
   bool add;
-  float* stack;  // partial sums of complete subtrees, one tile per level
+  bool streamed;  // written past the caches
+  float* stack;   // partial sums of complete subtrees, one tile per level
 };
 
 // sum = left + sum
@@ -50,6 +52,31 @@ template <int kRows>
 #pragma GCC unroll 2
     for (int v = 0; v < kPanelVectors; ++v) {
       store(to + (i * kPanelVectors + v) * VecF::kLanes, tile.sum[i][v]);
+    }
+  }
+}
+
+template <int kRows>
+[[gnu::always_inline]] inline void write_result(const Tile<kRows>& tile, const Result& result,
+                                                int64_t row, int64_t column) {
+  const auto columns = static_cast<int>(std::min<int64_t>(kPanel, result.width - column));
+#pragma GCC unroll 12
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kPanelVectors; ++v) {
+      float* at = result.dw + (row + i) * result.width + column + v * VecF::kLanes;
+      const int n = std::min(VecF::kLanes, columns - v * VecF::kLanes);
+      if (n == VecF::kLanes) {
+        if (result.add) {
+          store(at, load(at) + tile.sum[i][v]);
+        } else if (result.streamed) {
+          stream(at, tile.sum[i][v]);
+        } else {
+          store(at, tile.sum[i][v]);
+        }
+      } else if (n > 0) {
+        store(at, result.add ? load(at, n) + tile.sum[i][v] : tile.sum[i][v], n);
+      }
     }
   }
 }
@@ -79,18 +106,7 @@ void gradient_tile(const Result& result, const uint32_t* a, const uint32_t* b, i
       }
     }
   }
-  const int columns = static_cast<int>(std::min<int64_t>(kPanel, result.width - column));
-#pragma GCC unroll 12
-  for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 2
-    for (int v = 0; v < kPanelVectors; ++v) {
-      const int n = std::min(VecF::kLanes, columns - v * VecF::kLanes);
-      if (n <= 0) continue;
-      float* at = result.dw + (row + i) * result.width + column + v * VecF::kLanes;
-      const VecF sum = result.add ? load(at, n) + tile.sum[i][v] : tile.sum[i][v];
-      store(at, sum, n);
-    }
-  }
+  write_result(tile, result, row, column);
 }
 
 template <class T>
@@ -124,7 +140,8 @@ class WeightGradient {
         width_(x.dim(1)),
         panels_((width_ + kPanel - 1) / kPanel),
         tiles_((outputs_ + kTileRows - 1) / kTileRows),
-        add_(write == Write::kAdd) {}
+        add_(write == Write::kAdd),
+        streamed_(!add_ && streams(dw_, dw.elements() / std::max<int64_t>(1, width_), width_)) {}
 
   void run() {
     const int64_t results = segments_.groups * segments_.slots;
@@ -222,6 +239,7 @@ class WeightGradient {
         .dw = dw_ + (slot * segments_.groups + group) * outputs_ * width_,
         .width = width_,
         .add = add_,
+        .streamed = streamed_,
         .stack = stack,
     };
     const int64_t first = block * block_tiles_;
@@ -237,6 +255,7 @@ class WeightGradient {
                                                                panel * kPanel);
       }
     }
+    if (streamed_) stream_fence();
   }
 
   Context& context_;
@@ -249,6 +268,7 @@ class WeightGradient {
   int64_t panels_;   // of x
   int64_t tiles_;    // of dy
   bool add_;
+  bool streamed_;
   int64_t block_tiles_ = 1;
   int64_t most_steps_ = 0;         // of one result
   int64_t* first_step_ = nullptr;  // steps before each segment

@@ -224,17 +224,21 @@ template <class T, class Source>
 void pack_rows(const Source* from, int64_t stride, int64_t rows, int64_t count, int64_t width,
                uint32_t* out) {
   constexpr int64_t kLanes = VecF::kLanes;
+  constexpr int64_t kRowsAhead = 16;
+  const uint32_t* end = out + steps_for<T>(rows) * width;
   for (int64_t r = 0; r < rows; r += Words<T>::kStep, out += width) {
     const Source* a = from + r * stride;
     const Source* b = r + 1 < rows ? a + stride : nullptr;
+    // Narrow columns of long rows: each row is another page to the hardware's own prefetching.
+    __builtin_prefetch(a + kRowsAhead * stride);
+    if (Words<T>::kStep == 2) __builtin_prefetch(a + (kRowsAhead + 1) * stride);
     for (int64_t j = 0; j < width; j += kLanes) {
       const int n = static_cast<int>(std::clamp<int64_t>(count - j, 0, kLanes));
-      const int stored = static_cast<int>(std::min(width - j, kLanes));
       const VecPairs word = Words<T>::across(a + j, b == nullptr ? b : b + j, n);
-      if (stored == kLanes) {
+      if (out + j + kLanes <= end) {
         store_pairs(out + j, word);
       } else {
-        store_pairs(out + j, word, stored);
+        store_pairs(out + j, word, static_cast<int>(std::min(end - out - j, kLanes)));
       }
     }
   }
