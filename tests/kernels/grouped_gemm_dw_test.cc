@@ -148,6 +148,28 @@ TEST_CASE("large weight gradients divided over threads equal one thread's", "[gr
   }
 }
 
+// 16 MiB and more is written past the caches: the same numbers as the parts, each too small for
+// that.
+TEST_CASE("a large weight gradient equals its parts", "[grouped_gemm_dw]") {
+  constexpr int64_t kF = 2052, kD = 2048, kPart = 171, kRows = 3;
+  const std::vector<int64_t> offsets = {0, kRows};
+  for_each_isa([&](Context& context) {
+    const Tensor dy = random_tensor(DType::kBF16, {kRows, kF}, "dy");
+    const Tensor x = random_tensor(DType::kBF16, {kRows, kD}, "x");
+    Tensor dw(DType::kF32, {kF, kD});
+    grouped_gemm_dw(context, dy, x, {offsets}, dw);
+    Tensor part_dy(DType::kBF16, {kRows, kPart});
+    Tensor part(DType::kF32, {kPart, kD});
+    for (int64_t first = 0; first < kF; first += kPart) {
+      for (int64_t i = 0; i < kRows * kPart; ++i) {
+        part_dy.as<bf16>()[i] = dy.as<bf16>()[i / kPart * kF + first + i % kPart];
+      }
+      grouped_gemm_dw(context, part_dy, x, {offsets}, part);
+      check_same_bits("rows " + std::to_string(first), dw.view().rows(first, kPart), part);
+    }
+  });
+}
+
 TEST_CASE("grouped_gemm_dw refuses what does not fit", "[grouped_gemm_dw]") {
   Context context(test_options(default_isa(), 1));
   const Tensor dy(DType::kBF16, {6, 4});
