@@ -15,8 +15,7 @@ template <class T, int kRows>
 [[gnu::always_inline]] inline void accumulate(Tile<kRows>& tile, const uint32_t* a,
                                               const uint32_t* b, int64_t steps) {
   for (int64_t s = 0; s < steps; ++s, a += kRows, b += kPanel) {
-    Words<T>::multiply(tile, load_pairs(b), load_pairs(b + VecF::kLanes),
-                       [a](int i) { return broadcast_word(a[i]); });
+    Words<T>::multiply(tile, b, [a](int i) { return broadcast_word(a[i]); });
   }
 }
 

@@ -62,12 +62,10 @@ struct WordPanel {
     const auto* w = reinterpret_cast<const uint32_t*>(panel);
     int64_t i = 0;
     for (; i + kStep <= inner; i += kStep, w += kPanel) {
-      Words<T>::multiply(tile, load_pairs(w), load_pairs(w + VecF::kLanes),
-                         [&](int r) { return broadcast_word_at(x + r * stride + i); });
+      Words<T>::multiply(tile, w, [&](int r) { return broadcast_word_at(x + r * stride + i); });
     }
     if (i < inner) {  // an odd last element of bf16: its partner counts as zero, whatever follows x
-      Words<T>::multiply(tile, load_pairs(w), load_pairs(w + VecF::kLanes),
-                         [&](int r) { return broadcast_first(x + r * stride + i); });
+      Words<T>::multiply(tile, w, [&](int r) { return broadcast_first(x + r * stride + i); });
     }
   }
 };

@@ -97,12 +97,13 @@ inline void transpose(VecPairs (&row)[4]) {
 inline constexpr int kPanelVectors = 2;
 inline constexpr int kPanel = kPanelVectors * VecF::kLanes;
 
-// Sums stay in registers: rows x 2 vectors, plus 2 of the weight and 1 broadcast of x. With 32
-// registers (AVX-512) 12 rows use 27; with 16, 6 rows use 15. One fused step takes 1 cycle and its
-// result 4 (fp32) to 6 (vdpbf16ps, Zen 4) cycles, so 6 chains hide the latency: 3 rows upwards run
-// at full rate. Per step a 12-row tile loads 12 broadcasts and 2 vectors for 24 products: half of
-// the load slots.
-inline constexpr int kTileRows = VecF::kLanes == 16 ? 12 : 6;
+// Sums stay in registers: rows x 2 vectors, beside 2 of the weight and 1 broadcast of x. With 32
+// registers (AVX-512) 12 rows use 27 of them. One fused step starts per cycle and its result takes
+// 4 (fp32) to 6 (vdpbf16ps on Zen 4) cycles, so 6 chains (3 rows) hide the latency; per step 12
+// rows load 12 broadcasts and 2 vectors for 24 products, half of the load slots. With 16 registers
+// two steps start per cycle and 8 chains (4 rows) are needed; 5 rows use 13 and leave room for the
+// mask that takes bf16 pairs apart (with 6 rows sums spill: half the rate).
+inline constexpr int kTileRows = VecF::kLanes == 16 ? 12 : 5;
 
 template <int kRows>
 struct Tile {
@@ -158,12 +159,14 @@ struct Words<float> {
     return across<Source>(p, nullptr, n);
   }
   template <int kRows, class X>
-  [[gnu::always_inline]] static void multiply(Tile<kRows>& tile, VecPairs w0, VecPairs w1, X&& x) {
+  [[gnu::always_inline]] static void multiply(Tile<kRows>& tile, const uint32_t* w, X&& x) {
+    const VecF w0 = as_floats(load_pairs(w));
+    const VecF w1 = as_floats(load_pairs(w + VecF::kLanes));
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
       const VecF a = as_floats(x(r));
-      tile.sum[r][0] = fma(a, as_floats(w0), tile.sum[r][0]);
-      tile.sum[r][1] = fma(a, as_floats(w1), tile.sum[r][1]);
+      tile.sum[r][0] = fma(a, w0, tile.sum[r][0]);
+      tile.sum[r][1] = fma(a, w1, tile.sum[r][1]);
     }
   }
 };
@@ -181,11 +184,15 @@ struct Words<bf16> {
     const Half low = half_of(p, std::min(n, kLanes));
     return concat(low, n > kLanes ? half_of(p + kLanes, n - kLanes) : Half{});
   }
-  // Without vdpbf16ps the first elements of all rows come first, then the second ones: half as many
-  // registers for the weight, and the chain of each sum is that of dot_bf16.
+  // Without vdpbf16ps the first elements of all rows come first, then the second ones: the chain of
+  // each sum is that of dot_bf16. Where registers are few both operands are loaded again for the
+  // second half (10 sums + 2 of w + 1 of x + a mask); left alone the compiler keeps them, and
+  // spills.
   template <int kRows, class X>
-  [[gnu::always_inline]] static void multiply(Tile<kRows>& tile, VecPairs w0, VecPairs w1, X&& x) {
+  [[gnu::always_inline]] static void multiply(Tile<kRows>& tile, const uint32_t* w, X&& x) {
 #if defined(__AVX512BF16__)
+    const VecPairs w0 = load_pairs(w);
+    const VecPairs w1 = load_pairs(w + VecF::kLanes);
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
       const VecPairs a = x(r);
@@ -193,16 +200,19 @@ struct Words<bf16> {
       tile.sum[r][1] = dot_bf16(tile.sum[r][1], a, w1);
     }
 #else
-    const VecF even0 = even_of(w0);
-    const VecF even1 = even_of(w1);
+    const VecF even0 = even_of(load_pairs(w));
+    const VecF even1 = even_of(load_pairs(w + VecF::kLanes));
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
       const VecF a = even_of(x(r));
       tile.sum[r][0] = fma(a, even0, tile.sum[r][0]);
       tile.sum[r][1] = fma(a, even1, tile.sum[r][1]);
     }
-    const VecF odd0 = odd_of(w0);
-    const VecF odd1 = odd_of(w1);
+#if !defined(__AVX512F__)
+    asm volatile("" ::: "memory");
+#endif
+    const VecF odd0 = odd_of(load_pairs(w));
+    const VecF odd1 = odd_of(load_pairs(w + VecF::kLanes));
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
       const VecF a = odd_of(x(r));
