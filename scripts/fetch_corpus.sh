@@ -6,7 +6,7 @@
 # Downloads packages without installing them, unpacks them beside the output, cleans the text and writes
 #   DIR/<domain>/<package>.jsonl   one {"text": …} per line
 #   DIR/LICENSES.tsv               package, version, domain, file, documents, bytes, SHA-256, licence, source
-#   DIR/licenses/<package>         the package's own copyright file
+#   DIR/.licenses/<package>        the package's own copyright file
 # Run again it verifies what is there and does nothing else. Nothing of it belongs into a repository.
 # Needs: apt-get, dpkg-deb, gzip, python3; about 0.4 GB while it runs and 0.12 GB after.
 set -euo pipefail
@@ -33,18 +33,18 @@ packages=(
   "bible-kjv-text|text: public domain; package: GPL-2+"
   "wordnet-base|WordNet (permissive)"
   "debian-reference-en|GPL-2+"
-  "debian-policy|GPL-2+ and notices (see licenses/)"
+  "debian-policy|GPL-2+ and notices (see .licenses)"
   "developers-reference|GPL-2+"
   "harden-doc|GPL-2+"
-  "debian-faq|copyleft with notice (see licenses/)"
-  "perl-doc|GPL-1+ or Artistic, and compatible (see licenses/)"
-  "git-doc|GPL-2 and compatible (see licenses/)"
-  "manpages|mixed free (see licenses/)"
-  "manpages-dev|mixed free (see licenses/)"
-  "linux-doc|GPL-2 and compatible (see licenses/)"
+  "debian-faq|copyleft with notice (see .licenses)"
+  "perl-doc|GPL-1+ or Artistic, and compatible (see .licenses)"
+  "git-doc|GPL-2 and compatible (see .licenses)"
+  "manpages|mixed free (see .licenses)"
+  "manpages-dev|mixed free (see .licenses)"
+  "linux-doc|GPL-2 and compatible (see .licenses)"
   "anarchism|GPL-2"
   "libpython3-stdlib|PSF-2"
-  "python3-django|BSD-3-clause and compatible (see licenses/)"
+  "python3-django|BSD-3-clause and compatible (see .licenses)"
 )
 
 say() { printf 'fetch_corpus: %s\n' "$*" >&2; }
@@ -83,7 +83,7 @@ resolve() {
 
 mkdir -p "$dir"
 work=$dir/.packages
-mkdir -p "$work/debs" "$work/unpacked" "$dir/licenses"
+mkdir -p "$work/debs" "$work/unpacked" "$dir/.licenses"
 if ! apt-cache show dict-gcide > /dev/null 2>&1; then
   say "package lists are empty or old: apt-get update"
   apt-get update -qq || die "apt-get update failed; run it as root, then this script again"
@@ -151,8 +151,8 @@ while IFS=$'\t' read -r package domain file documents bytes; do
   notice=$work/unpacked/$package/usr/share/doc/$package/copyright
   # Some packages link their documentation folder to another's, which may be installed here.
   [[ -f $notice ]] || notice=/usr/share/doc/$package/copyright
-  if [[ -f $notice ]]; then cp "$notice" "$dir/licenses/$package"; else
-    echo "Debian package $package; licence: ${licence_of[$package]}" > "$dir/licenses/$package"
+  if [[ -f $notice ]]; then cp "$notice" "$dir/.licenses/$package"; else
+    echo "Debian package $package; licence: ${licence_of[$package]}" > "$dir/.licenses/$package"
   fi
   sum=$(sha256sum "$dir/$file" | cut -d' ' -f1)
   printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$package" "${version_of[$package]}" "$domain" "$file" \
