@@ -1,11 +1,14 @@
 // `degu fit`: a scaling law from a table of runs.
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "base/log.h"
@@ -29,6 +32,7 @@ struct FitCommand {
   std::string envelope = "hull", interpolation = "parabola", edge = "refuse", delta;
   std::vector<std::string> where;
   int drop_highest_loss = 0;
+  bool all_learning_rates = false;
   bool include_unannealed = false, include_experts = false, json = false, list_laws = false;
   FitOptions options;
 };
@@ -55,6 +59,7 @@ SelectionOptions selection_options(const FitCommand& command, const Law& law) {
   out.where = command.where;
   out.drop_highest_loss = command.drop_highest_loss;
   out.include_unannealed = command.include_unannealed;
+  out.all_learning_rates = command.all_learning_rates;
   out.n_definition = law.n_definition();
   out.dense_only = !law.covers_experts() && !command.include_experts;
   out.needs_tokens = law.uses_tokens();
@@ -110,6 +115,36 @@ void add_other_definition(const FitCommand& command, const RunTable& table, cons
   }
 }
 
+// What the planner needs of a degu table: the sizes seen, how fast they ran, the learning rate of the best of the largest runs,
+// and the configuration they share.
+void add_sweep_facts(const RunTable& table, const Selection& selection, Json& out) {
+  std::set<std::pair<int64_t, int64_t>> sizes;
+  Json speed = Json::array();
+  double largest = 0, best_loss = 0, best_rate = 0;
+  for (size_t i = 0; i < selection.size(); ++i) {
+    const Observation& o = selection.data[i];
+    const size_t row = static_cast<size_t>(o.row);
+    if (table.has("width") && table.has("layers"))
+      sizes.emplace(static_cast<int64_t>(table.number(row, "width")),
+                    static_cast<int64_t>(table.number(row, "layers")));
+    if (table.has("utilisation") && table.number(row, "utilisation") > 0)
+      speed.push_back({selection.flops[i] / o.x.d, table.number(row, "utilisation")});
+    if (!table.has("learning_rate")) continue;
+    const bool larger = selection.flops[i] > 1.05 * largest;
+    if (!larger && (selection.flops[i] < largest / 1.05 || o.loss >= best_loss)) continue;
+    largest = std::max(largest, selection.flops[i]);
+    best_loss = o.loss;
+    best_rate = table.number(row, "learning_rate");
+  }
+  Json facts = Json::object();
+  if (!sizes.empty()) facts["sizes"] = sizes;
+  if (!speed.empty()) facts["utilisation"] = std::move(speed);
+  if (best_rate > 0) facts["learning_rate"] = best_rate;
+  const auto config = std::filesystem::path(table.path()).parent_path() / "sweep.yaml";
+  if (std::filesystem::exists(config)) facts["config"] = config.string();
+  if (!facts.empty()) out["sweep"] = std::move(facts);
+}
+
 std::string interval_text(const Json& summary) {
   return fmt::format("{:>11.5g} {:>11.4g}   {:.5g} … {:.5g}", summary["mean"].get<double>(),
                      summary["se"].get<double>(), summary["lo"].get<double>(),
@@ -145,7 +180,7 @@ void print_optimum(const Json& optimum, const char* title) {
 void print_report(const Json& fit, const Law& law) {
   fmt::print("{}, approach {}: {}\n", law.source(), fit["approach"].get<int>(),
              fit["approach"] == 3 ? law.summary() : "N* = k_N C^a, D* = k_D C^b");
-  fmt::print("{} runs, N is {} ({})\n", fit["n_points"].get<int>(),
+  fmt::print("{} runs, N is column {}; the law counts {}\n", fit["n_points"].get<int>(),
              fit["columns"]["N"].get<std::string>(), parameter_count_text(law.n_definition()));
   for (const Json& note : fit["notes"]) fmt::print("  {}\n", note.get<std::string>());
   if (!fit["excluded"].empty()) fmt::print("{} rows left out:\n", fit["excluded"].size());
@@ -234,6 +269,7 @@ ExitCode run_fit(FitCommand& command) {
   out["seconds"] = seconds;
   if (selection.seed_sigma) out["seed_sigma"] = *selection.seed_sigma;
   out["table"] = {{"path", table.path()}, {"hash", fmt::format("{:016x}", table.hash())}};
+  add_sweep_facts(table, selection, out);
   if (fit.optimum) add_other_definition(command, table, *law, selection, out);
   for (const Json& warning : out["warnings"]) log_warn("{}", warning.get<std::string>());
   if (!command.out.empty()) {
@@ -273,6 +309,8 @@ Action attach_fit(CLI::App& app) {
   app.add_option("--last", c.last, "of each run keep its last row, as run_column:order_column");
   app.add_flag("--include-unannealed", c.include_unannealed,
                "also rows whose learning rate was not decayed");
+  app.add_flag("--all-learning-rates", c.all_learning_rates,
+               "also runs that a run of another learning rate beats");
   app.add_flag("--include-experts", c.include_experts, "also rows with experts in a law for dense models");
   app.add_option("--bootstrap", o.bootstrap, "resamples for intervals; 0: none")
       ->check(CLI::NonNegativeNumber)

@@ -69,6 +69,7 @@ class Sources {
     settle("E", options.columns, {"experts"});
     settle("K", options.columns, {"top_k"});
     settle("G", options.columns, {"granularity"});
+    settle("S", options.columns, {"shared_experts"});
     settle("U", options.columns, {"unique_tokens"});
     settle("budget", options.columns, {"budget"});
     settle("run", options.columns, {"run"});
@@ -131,6 +132,7 @@ class Selector {
     out_.used = sources_.used();
     std::vector<size_t> rows = keep_last();
     for (const size_t row : rows) take(row);
+    keep_best_rates();
     drop_highest();
     if (out_.data.empty())
       throw DataError("{}: none of its {} rows is left; see the reasons above", table_.path(),
@@ -210,6 +212,7 @@ class Selector {
     const bool dense = o.x.experts <= 1;
     o.x.top_k = dense ? 1 : sources_.value("K", row, 1);
     o.x.granularity = dense ? 1 : sources_.value("G", row, 1);
+    shared_[o.row] = dense ? 0 : sources_.value("S", row, 0);
     o.x.unique_tokens = sources_.value("U", row, 0);
     const std::string what =
         fmt::format("{}{}N {:.6g}, D {:.6g}, loss {:.6g}", label(row),
@@ -225,31 +228,66 @@ class Selector {
     if (sources_.has("budget")) out_.budget.push_back(sources_.value("budget", row, 0));
   }
 
+  ExpertGroup kind_of(const Observation& o) const {
+    return {o.x.experts, o.x.top_k, o.x.granularity, shared_.at(o.row)};
+  }
+
+  void erase(size_t at, std::string what, std::string reason) {
+    exclude(static_cast<size_t>(out_.data[at].row), std::move(what), std::move(reason));
+    const auto offset = static_cast<std::ptrdiff_t>(at);
+    out_.data.erase(out_.data.begin() + offset);
+    out_.flops.erase(out_.flops.begin() + offset);
+    out_.run.erase(out_.run.begin() + offset);
+    if (!out_.budget.empty()) out_.budget.erase(out_.budget.begin() + offset);
+  }
+
+  // A scan of learning rates is not a sample of a law: of runs equal in model and tokens those at the rate with the
+  // lowest mean loss stay.
+  void keep_best_rates() {
+    if (options_.all_learning_rates || !table_.has("learning_rate")) return;
+    using Key = std::tuple<double, double, ExpertGroup>;
+    const auto key = [&](const Observation& o) { return Key{o.x.n, o.x.d, kind_of(o)}; };
+    const auto rate = [&](const Observation& o) {
+      return table_.number(static_cast<size_t>(o.row), "learning_rate");
+    };
+    std::map<Key, std::map<double, std::pair<double, int>>> sums;
+    for (const Observation& o : out_.data) {
+      auto& [sum, count] = sums[key(o)][rate(o)];
+      sum += o.loss;
+      ++count;
+    }
+    for (size_t i = out_.data.size(); i-- > 0;) {
+      const auto& rates = sums[key(out_.data[i])];
+      const auto best = std::min_element(rates.begin(), rates.end(), [](const auto& a, const auto& b) {
+        return a.second.first / a.second.second < b.second.first / b.second.second;
+      });
+      const double own = rate(out_.data[i]);
+      if (own == best->first) continue;
+      erase(i, out_.run[i],
+            fmt::format("learning rate {:g} is not the best for this model, {:g} is", own, best->first));
+    }
+  }
+
   void drop_highest() {
     for (int i = 0; i < options_.drop_highest_loss && !out_.data.empty(); ++i) {
       const auto worst = std::max_element(
           out_.data.begin(), out_.data.end(),
           [](const Observation& a, const Observation& b) { return a.loss < b.loss; });
-      const auto at = worst - out_.data.begin();
-      exclude(static_cast<size_t>(worst->row),
-              fmt::format("N {:.6g}, D {:.6g}, loss {:.6g}, D/N {:.3g}", worst->x.n, worst->x.d,
-                          worst->loss, worst->x.d / worst->x.n),
-              fmt::format("one of the {} highest losses (--drop-highest-loss)",
-                          options_.drop_highest_loss));
-      out_.data.erase(worst);
-      out_.flops.erase(out_.flops.begin() + at);
-      out_.run.erase(out_.run.begin() + at);
-      if (!out_.budget.empty()) out_.budget.erase(out_.budget.begin() + at);
+      erase(static_cast<size_t>(worst - out_.data.begin()),
+            fmt::format("N {:.6g}, D {:.6g}, loss {:.6g}, D/N {:.3g}", worst->x.n, worst->x.d,
+                        worst->loss, worst->x.d / worst->x.n),
+            fmt::format("one of the {} highest losses (--drop-highest-loss)",
+                        options_.drop_highest_loss));
     }
   }
 
   void set_groups() {
     std::set<ExpertGroup> kinds;
     for (const Observation& o : out_.data)
-      kinds.insert({o.x.experts, o.x.top_k, o.x.granularity});
+      kinds.insert(kind_of(o));
     out_.groups.assign(kinds.begin(), kinds.end());  // dense (one expert) sorts first
     for (Observation& o : out_.data) {
-      const ExpertGroup group{o.x.experts, o.x.top_k, o.x.granularity};
+      const ExpertGroup group = kind_of(o);
       const auto at = std::lower_bound(out_.groups.begin(), out_.groups.end(), group);
       o.x.group = static_cast<int>(at - out_.groups.begin());
     }
@@ -280,14 +318,15 @@ class Selector {
   const SelectionOptions& options_;
   Sources sources_;
   std::vector<Condition> conditions_;
+  std::map<int, double> shared_;  // of each row taken
   Selection out_;
 };
 
 }  // namespace
 
 ColumnMap parse_columns(std::string_view text) {
-  constexpr std::array<std::string_view, 10> kKeys = {"N", "D", "C", "L",      "E",
-                                                      "K", "G", "U", "budget", "run"};
+  constexpr std::array<std::string_view, 11> kKeys = {"N", "D", "C", "L",      "E",  "K",
+                                                      "G", "S", "U", "budget", "run"};
   ColumnMap out;
   size_t at = 0;
   while (at < text.size()) {
@@ -296,7 +335,7 @@ ColumnMap parse_columns(std::string_view text) {
       throw ConfigError("--columns \"{}\": write it as N=column,D=column,…", text.substr(at));
     const std::string key{trimmed(text.substr(at, equals - at))};
     if (std::find(kKeys.begin(), kKeys.end(), key) == kKeys.end())
-      throw ConfigError("--columns: \"{}\" is none of N, D, C, L, E, K, G, U, budget, run", key);
+      throw ConfigError("--columns: \"{}\" is none of N, D, C, L, E, K, G, S, U, budget, run", key);
     size_t end;
     std::string value;
     if (equals + 1 < text.size() && text[equals + 1] == '"') {

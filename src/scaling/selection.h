@@ -15,8 +15,8 @@
 namespace degu::scaling {
 
 // "N=Model Size,C=Training FLOP,L=loss,D=1.3e11" as key → column, or a number that holds for every row.
-// Keys: N D C L (parameters, tokens, training FLOPs, loss in nats), E K G (experts, top-k, granularity), U (unique
-// tokens), budget, run. ConfigError for another key.
+// Keys: N D C L (parameters, tokens, training FLOPs, loss in nats), E K G S (experts, top-k, granularity, shared
+// experts), U (unique tokens), budget, run. ConfigError for another key.
 using ColumnMap = std::map<std::string, std::string>;
 ColumnMap parse_columns(std::string_view text);
 
@@ -26,6 +26,7 @@ struct SelectionOptions {
   int drop_highest_loss = 0;        // after everything else
   std::string last_by, last_order;  // of the rows equal in `last_by` keep the one with the largest `last_order`
   bool include_unannealed = false;
+  bool all_learning_rates = false;  // else of runs that differ in their rate only the best rate's stay
   ParameterCount n_definition = ParameterCount::kTotal;
   bool dense_only = false;          // rows with experts are left out
   bool needs_tokens = true;

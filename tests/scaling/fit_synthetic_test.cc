@@ -57,7 +57,7 @@ TEST_CASE("approach 3 gives exact data's law back, with intervals that hold the 
   for (int i : {0, 3, 4}) {
     CHECK(again.bootstrap_params[i].lo < kTruth[i]);
     CHECK(again.bootstrap_params[i].hi > kTruth[i]);
-    // The sandwich and the bootstrap measure the same spread.
+      // Both measure the same spread.
     CHECK(again.standard_errors[i] == Approx(again.bootstrap_params[i].se).epsilon(.5));
   }
   REQUIRE(again.held_out);

@@ -20,6 +20,15 @@ FitResult fit_law(const Law& law, const Selection& selection, const FitOptions& 
                                : fit_isoflop(selection, options);
 }
 
+std::string n_definition_of(const Law& law, const Selection& selection) {
+  constexpr auto names = enum_names(ParameterCount{});
+  const auto used = selection.used.find("N");
+  if (used != selection.used.end() &&
+      std::find(names.begin(), names.end(), used->second) != names.end())
+    return used->second;
+  return std::string(names[static_cast<size_t>(law.n_definition())]);
+}
+
 ClosedFormOptimum closed_form_optimum(double a_coefficient, double b_coefficient, double alpha,
                                       double beta) {
   const double a = beta / (alpha + beta), b = alpha / (alpha + beta);

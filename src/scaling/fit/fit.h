@@ -39,7 +39,6 @@ struct FitOptions {
   double window = 8;       // approach 2: sizes within this factor of the budget's best
   double budget_gap = 1.12;  // without a budget column: a new budget begins where C grows by more
   EdgePolicy edge = EdgePolicy::kRefuse;  // approach 2: a minimum at the edge of the sizes
-  double extrapolation = 10;  // warn when the optimum is asked for beyond this factor of the largest C
 };
 
 struct ParamSummary {
@@ -82,7 +81,7 @@ struct FitResult {
   int approach = 3;
   std::vector<std::string> param_names;
   std::vector<double> params;            // published values
-  std::vector<double> standard_errors;   // sandwich (approach 3) or regression; empty when not known
+  std::vector<double> standard_errors;   // Huber's (approach 3) or the regression's; empty: unknown
   double objective = 0;                  // sum of Huber terms (approach 3), residual sum of squares (1, 2)
   double delta = 0;
   int n_points = 0;
@@ -120,6 +119,9 @@ struct ClosedFormOptimum {
 };
 ClosedFormOptimum closed_form_optimum(double a_coefficient, double b_coefficient, double alpha,
                                       double beta);
+
+// What N counts in a fit: the run table's column where it is one of degu's, else what the law's authors count.
+std::string n_definition_of(const Law& law, const Selection& selection);
 
 // Shared by the approaches.
 ParamSummary summarise(std::vector<double> values);  // mean, se, 2.5 % and 97.5 %

@@ -127,7 +127,8 @@ Json fit_to_json(const FitResult& fit, bool with_draws) {
     out["groups"].push_back({{"label", g.label()},
                              {"experts", g.experts},
                              {"top_k", g.top_k},
-                             {"granularity", g.granularity}});
+                             {"granularity", g.granularity},
+                             {"shared_experts", g.shared}});
   out["ranges"] = {{"N", interval_json(fit.n)},
                    {"D", interval_json(fit.d)},
                    {"C", interval_json(fit.c)}};
@@ -149,9 +150,11 @@ FitResult fit_from_json(const Json& json, const std::string& file) {
   }
   out.objective = get<double>(json, "objective", file);
   out.n_points = get<int>(json, "n_points", file);
+  out.rmse_log = get<double>(json, "rmse_log", file);
   for (const Json& group : get<Json>(json, "groups", file))
     out.groups.push_back({get<double>(group, "experts", file), get<double>(group, "top_k", file),
-                          get<double>(group, "granularity", file)});
+                          get<double>(group, "granularity", file),
+                          get<double>(group, "shared_experts", file)});
   const Json ranges = get<Json>(json, "ranges", file);
   out.n = get_interval(ranges, "N", file);
   out.d = get_interval(ranges, "D", file);

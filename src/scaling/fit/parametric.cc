@@ -104,44 +104,31 @@ std::vector<std::vector<double>> publish_jacobian(const Law& law, std::span<cons
   return out;
 }
 
-// Huber's sandwich: H⁻¹ (sum psi² g gᵀ) H⁻¹, carried to published values. Empty when H is singular.
-std::vector<double> sandwich_errors(const Law& law, const Objective& objective,
-                                    std::span<const double> theta, const Residuals& at,
-                                    double delta) {
+// Huber's standard errors for errors alike in all runs: covariance (sum psi² / (n − p)) / (mean psi')² (JᵀJ)⁻¹, carried to
+// published values. Empty when no run is inside delta or J is singular. The sandwich with the exact curvature is not
+// used: with delta at a fifth of the scatter it rests on the few runs inside delta and is off by a factor of two.
+std::vector<double> robust_errors(const Law& law, std::span<const double> theta,
+                                  const Residuals& at, double delta) {
   const int count = static_cast<int>(theta.size());
-  Evaluation here;
-  std::vector<double> inverse;
-  objective.evaluate(theta, Curvature::kExact, here);
-  if (!invert(here.hessian, count, inverse)) {
-    objective.evaluate(theta, Curvature::kMajorised, here);
-    if (!invert(here.hessian, count, inverse)) return {};
-  }
-  const double scale = objective.plain(1);
-  std::vector<double> outer(static_cast<size_t>(count) * count, 0);
+  const double runs = static_cast<double>(at.r.size());
+  std::vector<double> information(static_cast<size_t>(count) * count, 0), covariance;
+  double squares = 0, inside = 0;
   for (size_t k = 0; k < at.r.size(); ++k) {
-    const double psi = std::clamp(at.r[k], -delta, delta) / scale;
+    squares += std::pow(std::clamp(at.r[k], -delta, delta), 2);
+    inside += std::abs(at.r[k]) <= delta;
     for (int i = 0; i < count; ++i)
-      for (int j = 0; j < count; ++j) outer[i * count + j] += psi * psi * at.g[k][i] * at.g[k][j];
+      for (int j = 0; j < count; ++j) information[i * count + j] += at.g[k][i] * at.g[k][j];
   }
-  const double free = static_cast<double>(at.r.size());
-  const double correction = free / std::max(1.0, free - count);  // small-sample factor
-  std::vector<double> half(outer.size(), 0), covariance(outer.size(), 0);
-  for (int i = 0; i < count; ++i)
-    for (int j = 0; j < count; ++j)
-      for (int k = 0; k < count; ++k)
-        half[i * count + j] += inverse[i * count + k] * outer[k * count + j];
-  for (int i = 0; i < count; ++i)
-    for (int j = 0; j < count; ++j)
-      for (int k = 0; k < count; ++k)
-        covariance[i * count + j] += correction * half[i * count + k] * inverse[k * count + j];
+  if (inside == 0 || runs <= count || !invert(information, count, covariance)) return {};
+  const double variance = squares / (runs - count) / std::pow(inside / runs, 2);
   const std::vector<std::vector<double>> jacobian = publish_jacobian(law, theta);
   std::vector<double> out(count);
   for (int p = 0; p < count; ++p) {
-    double variance = 0;
+    double sum = 0;
     for (int i = 0; i < count; ++i)
       for (int j = 0; j < count; ++j)
-        variance += jacobian[p][i] * covariance[i * count + j] * jacobian[p][j];
-    out[p] = std::sqrt(std::max(0.0, variance));
+        sum += jacobian[p][i] * covariance[i * count + j] * jacobian[p][j];
+    out[p] = std::sqrt(std::max(0.0, variance * sum));
   }
   return out;
 }
@@ -196,7 +183,7 @@ bool is_closed_form(const Law& law) {
   return law.name() == "chinchilla" || law.name() == "multipliers";
 }
 
-Optimum optimum_of(const Law& law, const FitResult& fit) {
+Optimum optimum_of(const FitResult& fit) {
   const auto solve = [](const std::vector<double>& p) {
     return closed_form_optimum(p[1], p[2], p[3], p[4]);
   };
@@ -209,7 +196,7 @@ Optimum optimum_of(const Law& law, const FitResult& fit) {
   out.b = best.b;
   out.k_n = best.k_n;
   out.k_d = best.k_d;
-  out.n_definition = enum_names(law.n_definition())[size_t(law.n_definition())];
+  out.n_definition = fit.n_definition;
   std::vector<ClosedFormOptimum> draws;
   std::vector<double> a, b;
   for (const std::vector<double>& draw : fit.draws) {
@@ -279,8 +266,7 @@ void refuse_or_warn(const std::string& why, const FitOptions& options, FitResult
   result.warnings.push_back("forced: " + why);
 }
 
-void say_doubts(const Law& law, const Selection& selection, const FitOptions& options,
-                FitResult& result) {
+void say_doubts(const Law& law, FitResult& result) {
   if (result.starts > 1 && result.arrived == 1)
     result.warnings.push_back("a single start of the grid arrived at the best objective");
   if (result.bootstrap_failed > 0)
@@ -306,8 +292,6 @@ void say_doubts(const Law& law, const Selection& selection, const FitOptions& op
         "at the largest compute {:.3g} the optimum N {:.3g} is outside the runs' {:.3g} … {:.3g}: "
         "minimum on the edge of the grid",
         result.c.hi, n_star, result.n.lo, result.n.hi));
-  static_cast<void>(options);
-  static_cast<void>(selection);
 }
 
 }  // namespace
@@ -316,7 +300,7 @@ FitResult fit_parametric(const Law& law, const Selection& selection, const FitOp
   FitResult result;
   result.law = law.name();
   result.approach = 3;
-  result.n_definition = enum_names(law.n_definition())[size_t(law.n_definition())];
+  result.n_definition = n_definition_of(law, selection);
   result.seed = options.seed;
   fill_ranges(selection, result);
   for (const ParamInfo& p : law.params()) result.param_names.push_back(p.name);
@@ -341,7 +325,7 @@ FitResult fit_parametric(const Law& law, const Selection& selection, const FitOp
 
   const Residuals at = residuals_at(law, selection.data, found.best.theta);
   refuse_or_warn(singular_at(law, at), options, result);
-  result.standard_errors = sandwich_errors(law, *objective, found.best.theta, at, result.delta);
+  result.standard_errors = robust_errors(law, found.best.theta, at, result.delta);
   double mean = 0, total = 0, rest = 0;
   for (const Observation& o : selection.data)
     mean += std::log(o.loss) / static_cast<double>(selection.size());
@@ -354,8 +338,8 @@ FitResult fit_parametric(const Law& law, const Selection& selection, const FitOp
   if (options.bootstrap > 0)
     bootstrap(law, selection, shared, options, result.delta, found.best, result);
   if (options.holdout) result.held_out = hold_out(law, selection, options, result, found.best);
-  if (is_closed_form(law)) result.optimum = optimum_of(law, result);
-  say_doubts(law, selection, options, result);
+  if (is_closed_form(law)) result.optimum = optimum_of(result);
+  say_doubts(law, result);
   return result;
 }
 

@@ -65,7 +65,9 @@ class Multipliers final : public Law {
 }  // namespace
 
 std::string ExpertGroup::label() const {
-  return dense() ? "dense" : fmt::format("E{:g} K{:g} G{:g}", experts, top_k, granularity);
+  if (dense()) return "dense";
+  const std::string routed = fmt::format("E{:g} K{:g} G{:g}", experts, top_k, granularity);
+  return shared > 0 ? fmt::format("{} S{:g}", routed, shared) : routed;
 }
 
 std::unique_ptr<Law> make_multipliers(std::vector<ExpertGroup> groups) {

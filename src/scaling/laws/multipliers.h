@@ -20,10 +20,11 @@ struct ExpertGroup {
   double experts = 1;
   double top_k = 1;
   double granularity = 1;
+  double shared = 0;  // experts that every token visits
   bool operator==(const ExpertGroup&) const = default;
   auto operator<=>(const ExpertGroup&) const = default;
   bool dense() const { return experts <= 1; }
-  std::string label() const;  // "dense", "E8 K2 G2"
+  std::string label() const;  // "dense", "E8 K2 G2", "E8 K2 G2 S1"
 };
 
 // groups[0] is the reference. Published: E, A, B, alpha, beta, then m of groups[1], groups[2], …
