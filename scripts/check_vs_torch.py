@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Does degu compute what PyTorch computes? Loss and every parameter's gradient, side by side, in fp32.
 
-  $(scripts/torch_venv.sh | tail -n 1) scripts/check_vs_torch.py                 makes two small models, checks both
+  $(scripts/torch_venv.sh | tail -n 1) scripts/check_vs_torch.py                 makes three small models, checks them
   $(scripts/torch_venv.sh | tail -n 1) scripts/check_vs_torch.py runs/mine       checks a checkpoint trained in fp32
 
 degu's side is `degu eval CHECKPOINT --tokens FILE --gradients FILE`; PyTorch's is the same checkpoint, read from
@@ -18,7 +18,6 @@ import argparse
 import dataclasses
 import json
 import pathlib
-import subprocess
 import sys
 import tempfile
 from typing import Any
@@ -35,7 +34,7 @@ from degu_checkpoint import Checkpoint  # noqa: E402  (after the path is set)
 from degu_command import find_degu, prepare_random_text, run_degu  # noqa: E402
 from torch_models import Balance, Shape, Transformer, mixtral, mixtral_mismatch  # noqa: E402
 
-# Two models that between them use every part of the block. `made` is deliberately awkward: grouped-query
+# Models that between them use every part of the block. `made` is deliberately awkward: grouped-query
 # attention, QK-norm, a dense block below MoE ones, a shared expert, an odd head, muP.
 MADE_MODELS: dict[str, dict[str, Any]] = {
     "made": {
@@ -44,6 +43,13 @@ MADE_MODELS: dict[str, dict[str, Any]] = {
                   "moe": {"experts": 8, "top_k": 2, "expert_width": 80, "shared_experts": 1,
                           "first_dense_layers": 1}},
         "balance": {"aux_loss": 0.02, "z_loss": 0.001, "group_sequences": 2},
+    },
+    "sigmoid": {
+        "model": {"vocab": 512, "width": 64, "layers": 2, "heads": 4, "head_width": 16, "ffn_width": 176,
+                  "tied_head": False,
+                  "moe": {"experts": 6, "top_k": 3, "expert_width": 48, "router": "sigmoid",
+                          "gate_scale": 1.5}},
+        "balance": {"aux_loss": 0.01, "z_loss": 0.0, "bias_update": 0.01},
     },
     "mixtral": {
         "model": {"vocab": 512, "width": 64, "layers": 2, "heads": 4, "kv_heads": 2, "head_width": 16,
@@ -210,7 +216,7 @@ def check(folder: pathlib.Path, args: argparse.Namespace, degu: str,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("checkpoints", type=pathlib.Path, nargs="*",
-                        help="checkpoints or runs, trained in fp32; none: two small ones are made")
+                        help="checkpoints or runs, trained in fp32; none: three small ones are made")
     parser.add_argument("--degu", help="the binary (default: the checkout's release build)")
     parser.add_argument("--sequences", type=int, default=8, help="random sequences to compare on")
     parser.add_argument("--length", type=int, default=64, help="tokens of one, at most the run's own")

@@ -12,7 +12,8 @@ from typing import Any
 
 import h5py
 import numpy as np
-import yaml
+
+from degu_yaml import load_yaml
 
 MODEL_PREFIX = "model/"
 
@@ -34,7 +35,7 @@ class Checkpoint:
 
     def config(self) -> dict[str, Any]:
         """The resolved configuration the checkpoint was trained with."""
-        return yaml.safe_load((self.folder / "attachments" / "config.yaml").read_text())
+        return load_yaml((self.folder / "attachments" / "config.yaml").read_text())
 
     def names(self, prefix: str = MODEL_PREFIX) -> list[str]:
         """Tensors under a prefix, without it."""

@@ -22,9 +22,9 @@ import re
 import sys
 
 import numpy as np
-import yaml
 
 import plot_style as style
+from degu_yaml import load_yaml
 from matplotlib.colors import BoundaryNorm
 from scaling_data import Runs, parse_columns, read_runs
 
@@ -64,7 +64,7 @@ def read_run(folder: pathlib.Path) -> TrainingRun:
 
     def optional(name: str) -> dict:
         path = folder / name
-        return yaml.safe_load(path.read_text()) if path.exists() else {}
+        return load_yaml(path.read_text()) if path.exists() else {}
 
     return TrainingRun(folder.resolve().name, steps, validations, optional("config.yaml"),
                        optional("result.json"))

@@ -70,14 +70,19 @@ fi
 "$degu" --version
 
 heading "text"
-if [[ -z "$corpus" ]]; then
-  corpus=corpus
-  scripts/fetch_corpus.sh "$corpus"
+inputs=()
+if [[ -n "$corpus" ]]; then
+  inputs=("$corpus")
+else
+  scripts/fetch_corpus.sh corpus
+  for folder in corpus/*/; do  # a domain each; beside them lie the packages' licences
+    [[ "$(basename "$folder")" == licenses ]] || inputs+=(--domain "$(basename "$folder")=${folder%/}")
+  done
 fi
 mkdir -p "$out"
 
 heading "tokenizer and shards"
-"$degu" data prepare "$corpus" --out "$out/data" --vocab 1024 --on-bad skip
+"$degu" data prepare "${inputs[@]}" --out "$out/data" --vocab 1024 --sample-bytes 4000000 --on-bad skip
 
 heading "sweep: dense and MoE models on $ranks ranks"
 # The experiment's file with this run's data and budgets.
