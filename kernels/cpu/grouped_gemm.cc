@@ -106,14 +106,13 @@ struct WorkLine {
         const auto panel_at = [&](int64_t position) {
           return std::clamp<int64_t>((position - cost + unit - 1) / unit, 0, panels);
         };
-        const int64_t first = position_before(low, cost) ? 0 : panel_at(low);
+        const int64_t first = panel_at(low);
         const int64_t last = panel_at(high);
         if (first < last) visit(e, groups.begin(e) + begin, end - begin, first, last);
         cost += unit * panels;
       }
     }
   }
-  static bool position_before(int64_t position, int64_t cost) { return position <= cost; }
 };
 
 template <class Format, class T>

@@ -7,13 +7,13 @@
 // rows in the tile.
 //
 // Packing<Format> supplies, for one scheme:
-//   Activation                                     element type of x
-//   kStep                                          inner elements per step of the panel
-//   panel_bytes(inner)                             a multiple of 64
-//   pack(MatrixRef<Source>, first, panel)          inner elements from `first` (a multiple of
-//   kStep) on;
-//                                                  Source is fp32 or bf16
-//   multiply<kRows>(tile, x, stride, panel, inner) tile[r] += x[r] * panel, in steps along inner
+//   Activation            element type of x
+//   kStep                 inner elements per step of the panel
+//   panel_bytes(inner)    size of a panel, a multiple of 64
+//   pack(w, first, panel) writes w, a MatrixRef of fp32 or bf16: inner elements from `first` (a
+//                         multiple of kStep) on
+//   multiply(tile, x, stride, panel, inner)
+//                         tile[r] += x[r * stride ...] * panel, in steps along the inner dimension
 #pragma once
 
 #include <cstddef>
