@@ -16,7 +16,7 @@ void group_offsets(const SequenceBatch& data, int64_t sequences, std::vector<int
 
 Pass::Pass(Context& context, const Transformer& model, const StepPlan& plan, int64_t sequences,
            bool training)
-    : model_(model), plan_(plan) {
+    : model_(model), plan_(plan), training_(training) {
   const int64_t tokens = sequences * plan.sequence_length;
   const int64_t groups = (sequences + plan.balance_sequences - 1) / plan.balance_sequences;
   Arena counter = Arena::measuring();
@@ -40,7 +40,8 @@ void Pass::layout(Arena& arena, Context& context, const Transformer& model, int6
 }
 
 void Pass::load(const SequenceBatch& data) {
-  group_offsets(data, plan_.unit_sequences, unit_offsets_);
+  // Without gradients all rows are one unit, so that ranks of one pass may hold different numbers of them.
+  group_offsets(data, training_ ? plan_.unit_sequences : data.sequences, unit_offsets_);
   group_offsets(data, plan_.balance_sequences, balance_offsets_);
   group_offsets(data, plan_.capacity_sequences, capacity_offsets_);
   first_position_.assign(data.document_offsets.size() - 1, 0);

@@ -40,6 +40,7 @@ class Pass {
 
   const Transformer& model_;
   StepPlan plan_;
+  bool training_;
   Arena arena_;
   Activations activations_;
   std::optional<LocalKv> kv_;

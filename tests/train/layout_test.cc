@@ -1,0 +1,104 @@
+// The layout of ranks is not part of the mathematics: design promise 3.
+#include <catch2/catch.hpp>
+#include <cmath>
+
+#include "tests/train/tiny_run.h"
+
+namespace degu {
+namespace {
+
+using testing::RankLayout;
+using testing::tiny_run;
+using testing::train;
+using testing::Trained;
+
+// Every way to share 8 units of 2 sequences over up to 4 ranks.
+const std::vector<RankLayout> kLayouts = {
+    {.ranks = 1, .threads = 2},
+    {.ranks = 1, .micro_sequences = 8},
+    {.ranks = 1, .micro_sequences = 4, .threads = 3},
+    {.ranks = 1, .micro_sequences = 2},
+    {.ranks = 2, .expert_parallel = 1},
+    {.ranks = 2, .expert_parallel = 2},
+    {.ranks = 2, .expert_parallel = 2, .micro_sequences = 4},
+    {.ranks = 2, .expert_parallel = 1, .micro_sequences = 2, .threads = 2},
+    {.ranks = 4, .expert_parallel = 1},
+    {.ranks = 4, .expert_parallel = 2},
+    {.ranks = 4, .expert_parallel = 4, .micro_sequences = 2},
+};
+
+struct Variant {
+  const char* name;
+  RunConfig config;
+};
+
+std::vector<Variant> variants() {
+  std::vector<Variant> all;
+  auto add = [&](const char* name, auto&& change) {
+    RunConfig config = tiny_run();
+    change(config);
+    all.push_back({name, config});
+  };
+  add("bf16, all balancing losses, bias updates, tied head", [](RunConfig&) {});
+  add("fp32, untied head, shared expert", [](RunConfig& c) {
+    c.train.precision = Precision::kFp32;
+    c.model.tied_head = false;
+    c.model.moe.shared_experts = 1;
+  });
+  add("capacity, first layer dense, windows not confined", [](RunConfig& c) {
+    c.model.moe.capacity_factor = 1.0;
+    c.model.moe.first_dense_layers = 1;
+    c.data.confine_documents = false;
+  });
+  add("sigmoid scores, qk norm, muP", [](RunConfig& c) {
+    c.model.moe.router = RouterKind::kSigmoid;
+    c.model.qk_norm = true;
+    c.model.mup_base_width = 16;
+  });
+  return all;
+}
+
+TEST_CASE("every layout of ranks trains to the same bits") {
+  for (const Variant& variant : variants()) {
+    INFO(variant.name);
+    const Trained reference = train(variant.config, {.ranks = 1});
+    REQUIRE(reference.numbers.size() == 20 * 5 + 1);
+    for (double x : reference.numbers) REQUIRE(std::isfinite(x));
+    CHECK(reference.numbers[95] < reference.numbers[0]);  // it learns
+    for (const RankLayout& layout : kLayouts) {
+      INFO(layout.ranks << " ranks, expert_parallel " << layout.expert_parallel << ", micro-batches of "
+                        << layout.micro_sequences << ", " << layout.threads << " threads");
+      const Trained other = train(variant.config, layout);
+      CHECK(other.numbers == reference.numbers);
+      for (const auto& [name, values] : reference.values) {
+        INFO(name);
+        CHECK(other.values.at(name) == values);
+      }
+    }
+  }
+}
+
+TEST_CASE("without `reproducible` one step agrees within rounding") {
+  RunConfig config = tiny_run(Precision::kFp32);
+  const Trained exact = train(config, {.ranks = 1}, 1);
+  config.train.reproducible = false;
+  for (const RankLayout& layout : kLayouts) {
+    const Trained fast = train(config, layout, 1);
+    // Sums of fp32 partial sums in another order: a few units in the last place of the largest.
+    CHECK(fast.numbers[0] == Approx(exact.numbers[0]).epsilon(1e-6));
+    CHECK(fast.numbers[3] == Approx(exact.numbers[3]).epsilon(1e-5));
+  }
+}
+
+TEST_CASE("unaligned layouts are refused when results must be reproducible") {
+  RunConfig config = tiny_run();
+  config.train.unit_sequences = 0;
+  config.train.batch_sequences = 12;
+  CHECK_THROWS_AS(train(config, {.ranks = 3}, 1), ConfigError);
+  config.train.unit_sequences = 2;
+  config.train.reproducible = false;
+  CHECK_NOTHROW(train(config, {.ranks = 3}, 1));
+}
+
+}  // namespace
+}  // namespace degu
