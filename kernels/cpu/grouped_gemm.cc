@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <utility>
 
 #include "kernels/cpu/packing.h"
@@ -40,26 +41,28 @@ template <int kRows, class T>
   }
 }
 
+// The tile of rows [row, row + kRows) and one panel; x is the first of these rows, the next is
+// `stride` elements on.
 template <class Format, class T, int kRows>
-void run_tile(const Product<T>& p, int64_t row, const std::byte* panel, int64_t column) {
-  using Activation = typename Packing<Format>::Activation;
+void run_tile(const Product<T>& p, const typename Packing<Format>::Activation* x, int64_t stride,
+              int64_t row, const std::byte* panel, int64_t column) {
   Tile<kRows> tile{};
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) tile.sum[r][0] = tile.sum[r][1] = zero();
-  Packing<Format>::multiply(tile, static_cast<const Activation*>(p.x) + row * p.inner, p.inner,
-                            panel, p.inner);
+  Packing<Format>::multiply(tile, x, stride, panel, p.inner);
   const int64_t at = row * p.outputs + column;
   write_tile(tile, p.y + at, p.add == nullptr ? nullptr : p.add + at, p.outputs,
              static_cast<int>(std::min<int64_t>(kPanel, p.outputs - column)));
 }
 
-template <class T>
-using TileFunction = void (*)(const Product<T>&, int64_t, const std::byte*, int64_t);
+template <class Format, class T>
+using TileFunction = void (*)(const Product<T>&, const typename Packing<Format>::Activation*,
+                              int64_t, int64_t, const std::byte*, int64_t);
 
 // Entry r - 1 multiplies r rows.
 template <class Format, class T>
 constexpr auto kTileFunctions = []<int... r>(std::integer_sequence<int, r...>) {
-  return std::array<TileFunction<T>, sizeof...(r)>{&run_tile<Format, T, r + 1>...};
+  return std::array<TileFunction<Format, T>, sizeof...(r)>{&run_tile<Format, T, r + 1>...};
 }
 (std::make_integer_sequence<int, kTileRows>{});
 
@@ -115,20 +118,40 @@ struct WorkLine {
   }
 };
 
+// Rows whose distance is a multiple of 4 KiB fall into the same 8 lines of a first-level cache: a
+// tile of more rows would lose each line before it has used it. Such rows are first copied to a
+// stride one line longer. 0 when they need not be.
+int64_t spread_stride(int64_t row_bytes) {
+  return row_bytes % 4096 == 0 ? row_bytes + 64 : 0;
+}
+constexpr int64_t kCacheWays = 8;
+
 template <class Format, class T>
 void multiply_stretch(const Product<T>& p, const PackedWeight& w, const WorkLine& line, int64_t low,
-                      int64_t high) {
+                      int64_t high, std::byte* spread) {
+  using Activation = typename Packing<Format>::Activation;
   const size_t panel_bytes = Packing<Format>::panel_bytes(w.inner);
+  const int64_t row_bytes = w.inner * static_cast<int64_t>(sizeof(Activation));
   line.visit(low, high, [&](int64_t e, int64_t row, int64_t rows, int64_t first, int64_t last) {
+    const auto* x = static_cast<const Activation*>(p.x) + row * w.inner;
+    int64_t stride = w.inner;
+    if (spread != nullptr && rows > kCacheWays) {
+      const int64_t bytes = spread_stride(row_bytes);
+      for (int64_t r = 0; r < rows; ++r) {
+        std::memcpy(spread + r * bytes, x + r * stride, static_cast<size_t>(row_bytes));
+      }
+      x = reinterpret_cast<const Activation*>(spread);
+      stride = bytes / static_cast<int64_t>(sizeof(Activation));
+    }
     const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
     for (int64_t panel = first; panel < last; ++panel) {
       const std::byte* bytes = static_cast<const std::byte*>(w.bytes) +
                                static_cast<size_t>(e * line.panels + panel) * panel_bytes;
       for (int64_t t = 0; t < tiles; ++t) {  // tiles of nearly equal height
         const int64_t begin = rows * t / tiles;
-        const int64_t end = rows * (t + 1) / tiles;
-        kTileFunctions<Format, T>[static_cast<size_t>(end - begin - 1)](p, row + begin, bytes,
-                                                                        panel * kPanel);
+        const int64_t height = rows * (t + 1) / tiles - begin;
+        kTileFunctions<Format, T>[static_cast<size_t>(height - 1)](
+            p, x + begin * stride, stride, row + begin, bytes, panel * kPanel);
       }
     }
   });
@@ -149,8 +172,16 @@ void multiply_groups(Context& context, AnyView x, const PackedWeight& w, const R
   const int64_t total = line.total();
   const int64_t most = context.threads() == 1 ? 1 : context.threads() * kTasksPerThread;
   const int64_t tasks = std::clamp<int64_t>(total * kPanel * w.inner / kTaskWork, 1, most);
-  context.parallel_dynamic(tasks, [&](int64_t task, int) {
-    multiply_stretch<Format>(p, w, line, total * task / tasks, total * (task + 1) / tasks);
+  ScratchScope scope(context.scratch());
+  const int64_t spread_bytes = line.block * spread_stride(row_bytes);
+  std::byte* spread = nullptr;
+  if (spread_bytes != 0) {
+    spread = static_cast<std::byte*>(
+        context.scratch().take_bytes(static_cast<size_t>(context.threads() * spread_bytes)));
+  }
+  context.parallel_dynamic(tasks, [&](int64_t task, int thread) {
+    multiply_stretch<Format>(p, w, line, total * task / tasks, total * (task + 1) / tasks,
+                             spread == nullptr ? nullptr : spread + thread * spread_bytes);
   });
 }
 

@@ -149,6 +149,28 @@ TEST_CASE("a row's result is the same bits alone, in any tile, on any thread", "
   }
 }
 
+// Rows at multiples of 4 KiB take another way through the first-level cache, not to another result.
+TEST_CASE("rows a page apart give the bits of single rows", "[grouped_gemm]") {
+  constexpr int64_t kRows = 27;
+  for_each_isa([&](Context& context) {
+    for (const SchemeInfo& info : kSchemes) {
+      const int64_t inner = 4096 / static_cast<int64_t>(size_of(info.activation));
+      const Tensor w = random_tensor(DType::kF32, {41, inner}, "w");
+      const Packed packed(context, w, info.scheme, Orientation::kForward);
+      const Tensor x = random_tensor(info.activation, {kRows, inner}, "x");
+      Tensor single(info.activation, {kRows, 41});
+      for (int64_t r = 0; r < kRows; ++r) {
+        gemm(context, x.view().rows(r, 1), packed.weight, single.view().rows(r, 1));
+      }
+      for (int64_t rows : {8, 9, 12, 13, 27}) {
+        Tensor y(info.activation, {rows, 41});
+        gemm(context, x.view().rows(0, rows), packed.weight, y);
+        check_same_bits("y of " + std::to_string(rows) + " rows", y, single.view().rows(0, rows));
+      }
+    }
+  });
+}
+
 TEST_CASE("experts give the same bits together, apart and in any grouping", "[grouped_gemm]") {
   constexpr int64_t kF = 70;
   constexpr int64_t kD = 51;
