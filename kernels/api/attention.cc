@@ -17,8 +17,8 @@ void check_view(const char* op, const KvView& kv, const Sequences& sequences, bo
   }
   const int64_t count = sequences.count();
   if (count < 0 || static_cast<int64_t>(sequences.first_position.size()) != count) {
-    throw ShapeError("{}: {} offsets but {} first positions; pass one more offset than sequences", op,
-                     sequences.offsets.size(), sequences.first_position.size());
+    throw ShapeError("{}: {} offsets but {} first positions; pass one more offset than sequences",
+                     op, sequences.offsets.size(), sequences.first_position.size());
   }
   if (static_cast<int64_t>(kv.table.size()) != count * kv.max_pages) {
     throw ShapeError("{}: the page table has {} entries; {} sequences of {} pages need {}", op,
@@ -28,9 +28,9 @@ void check_view(const char* op, const KvView& kv, const Sequences& sequences, bo
     const int64_t first = sequences.first_position[static_cast<size_t>(s)];
     const int64_t length = sequences.length(s);
     if (length < 0 || first < 0 || (whole && first != 0)) {
-      throw ShapeError("{}: sequence {} has {} rows from position {}; {}", op, s, length, first,
-                       whole ? "gradients take whole sequences, from position 0"
-                             : "neither may be negative");
+      throw ShapeError(
+          "{}: sequence {} has {} rows from position {}; {}", op, s, length, first,
+          whole ? "gradients take whole sequences, from position 0" : "neither may be negative");
     }
     if (length > 0 && kv_pages_for(first + length) > kv.max_pages) {
       throw ShapeError("{}: sequence {} reaches position {}, beyond its {} pages of {} keys", op, s,
@@ -57,7 +57,8 @@ int64_t check_queries(const char* op, AnyView q_THA, const KvView& kv, const Seq
                      q_THA.shape.str(), kv.kv_heads);
   }
   check_rows(op, "q", q_THA, kv.dtype, rows, heads, kv.head_width);
-  if (!(scale > 0)) throw ShapeError("{}: the scale of the scores is {}; it must be positive", op, scale);
+  if (!(scale > 0))
+    throw ShapeError("{}: the scale of the scores is {}; it must be positive", op, scale);
   if (lse_TH && (lse_TH.dtype != DType::kF32 || lse_TH.elements() != rows * heads)) {
     throw ShapeError("{}: lse is {} {}; it must be fp32 {}", op, dtype_name(lse_TH.dtype),
                      lse_TH.shape.str(), Shape{rows, heads}.str());
@@ -91,9 +92,9 @@ void attention(Context& context, AnyView q_THA, const KvView& kv, const Sequence
       .forward(context, q_THA, kv, sequences, scale, out_THA, lse_TH);
 }
 
-void attention_backward(Context& context, AnyView q_THA, const KvView& kv, const Sequences& sequences,
-                        float scale, AnyView out_THA, AnyView lse_TH, AnyView dout_THA, AnyView dq_THA,
-                        AnyView dk_TGA, AnyView dv_TGA) {
+void attention_backward(Context& context, AnyView q_THA, const KvView& kv,
+                        const Sequences& sequences, float scale, AnyView out_THA, AnyView lse_TH,
+                        AnyView dout_THA, AnyView dq_THA, AnyView dk_TGA, AnyView dv_TGA) {
   constexpr const char* kOp = "attention_backward";
   check_view(kOp, kv, sequences, true);
   const int64_t rows = sequences.rows();

@@ -5,8 +5,8 @@
 
 namespace degu {
 
-void cross_entropy(Context& context, AnyView logit_TV, std::span<const int32_t> target_T, float scale,
-                   float z_loss, AnyView loss_T, AnyView dlogit_TV) {
+void cross_entropy(Context& context, AnyView logit_TV, std::span<const int32_t> target_T,
+                   float scale, float z_loss, AnyView loss_T, AnyView dlogit_TV) {
   const auto rows = static_cast<int64_t>(target_T.size());
   if (logit_TV.shape.rank() != 2 || logit_TV.dtype != DType::kF32 || logit_TV.dim(0) != rows ||
       logit_TV.dim(1) < 1) {
@@ -17,11 +17,11 @@ void cross_entropy(Context& context, AnyView logit_TV, std::span<const int32_t> 
     throw ShapeError("cross_entropy: the losses are {} {} for {} targets; pass fp32 [T]",
                      dtype_name(loss_T.dtype), loss_T.shape.str(), rows);
   }
-  if (dlogit_TV &&
-      ((dlogit_TV.dtype != DType::kF32 && dlogit_TV.dtype != DType::kBF16) ||
-       dlogit_TV.shape != logit_TV.shape)) {
-    throw ShapeError("cross_entropy: the gradient is {} {} for logits {}; pass fp32 or bf16 of that shape",
-                     dtype_name(dlogit_TV.dtype), dlogit_TV.shape.str(), logit_TV.shape.str());
+  if (dlogit_TV && ((dlogit_TV.dtype != DType::kF32 && dlogit_TV.dtype != DType::kBF16) ||
+                    dlogit_TV.shape != logit_TV.shape)) {
+    throw ShapeError(
+        "cross_entropy: the gradient is {} {} for logits {}; pass fp32 or bf16 of that shape",
+        dtype_name(dlogit_TV.dtype), dlogit_TV.shape.str(), logit_TV.shape.str());
   }
   if (dlogit_TV && dlogit_TV.data == logit_TV.data && dlogit_TV.dtype != DType::kF32) {
     throw ShapeError("cross_entropy: a bf16 gradient cannot take the place of the fp32 logits");

@@ -35,7 +35,8 @@ std::span<BlockTask> block_tasks(Arena& scratch, const Sequences& sequences, int
     for (int64_t g = 0; g < kv_heads; ++g) {
       // Late blocks see the most keys: long tasks first.
       for (int64_t b = end_block(s) - 1; b >= first_block(s); --b) {
-        tasks[count++] = {static_cast<int32_t>(s), static_cast<int32_t>(g), static_cast<int32_t>(b)};
+        tasks[count++] = {static_cast<int32_t>(s), static_cast<int32_t>(g),
+                          static_cast<int32_t>(b)};
       }
     }
   }
@@ -60,8 +61,8 @@ struct Span {
 // ---- storing keys and values ----
 
 template <class T>
-void store_values(const T* v, int64_t stride, int64_t first, int64_t count, const PageLayout& layout,
-                  T* values) {
+void store_values(const T* v, int64_t stride, int64_t first, int64_t count,
+                  const PageLayout& layout, T* values) {
   const auto put_one = [&](int64_t r) {
     const int64_t key = first + r;
     T* to = values + key / kPack<T> * layout.columns * kPack<T> + key % kPack<T>;
@@ -102,8 +103,8 @@ void store_pages(Context& context, View<T> k_TGA, View<T> v_TGA, const Sequences
       keys = copy;
       key_stride = padded;
     }
-    transpose_words(keys, key_stride / kPack<T>, span.count, layout.key_words, page + slot * kPack<T>,
-                    kBlock);
+    transpose_words(keys, key_stride / kPack<T>, span.count, layout.key_words,
+                    page + slot * kPack<T>, kBlock);
     store_values(v_TGA.data() + from, stride, slot, span.count, layout,
                  page + layout.key_elements());
   });
@@ -120,17 +121,17 @@ void store_any(Context& context, AnyView k_TGA, AnyView v_TGA, const Sequences& 
 
 // ---- forward ----
 
-// Online softmax over blocks of keys. For each row: base, the largest score so far in units of log2;
-// sum, lane by lane, of 2^(score - base); out, the same sum weighted with values.
+// Online softmax over blocks of keys. For each row: base, the largest score so far in units of
+// log2; sum, lane by lane, of 2^(score - base); out, the same sum weighted with values.
 template <class T>
 struct ForwardTile {
-  T* q;          // [64, padded width]
-  float* score;  // [16, 64]
-  T* weight;     // [16, 64]
-  float* out;    // [64, columns]
-  float* sum;    // [64, lanes]
-  float* base;   // [64]
-  float* factor; // [16]
+  T* q;           // [64, padded width]
+  float* score;   // [16, 64]
+  T* weight;      // [16, 64]
+  float* out;     // [64, columns]
+  float* sum;     // [64, lanes]
+  float* base;    // [64]
+  float* factor;  // [16]
 
   static size_t bytes(const PageLayout& layout) {
     const int64_t values = layout.key_words * kPack<T> * kBlock + kRun * kBlock;
@@ -156,8 +157,8 @@ void mask_row(float* score, int64_t keys, int64_t columns) {
   }
 }
 
-// Turns the scores of up to 16 rows into weights 2^(score * scale2 - base) and moves base, sum and factor
-// on. `columns` of the 64 keys are in use.
+// Turns the scores of up to 16 rows into weights 2^(score * scale2 - base) and moves base, sum and
+// factor on. `columns` of the 64 keys are in use.
 template <class T>
 void softmax_run(const ForwardTile<T>& tile, int64_t first_row, int64_t rows, int64_t columns,
                  float scale2) {
@@ -170,7 +171,8 @@ void softmax_run(const ForwardTile<T>& tile, int64_t first_row, int64_t rows, in
   }
   for (int64_t r = rows; r < kRun; ++r) best[r] = broadcast(kLowest);
   alignas(64) float top[kRun];
-  reduce_lanes(best, [](VecF a, VecF b) { return max(a, b); }, top);
+  reduce_lanes(
+      best, [](VecF a, VecF b) { return max(a, b); }, top);
   const VecF scale = broadcast(scale2);
   float* base = tile.base + first_row;
   for (int64_t n = 0; n < kRun; n += kLanes) {
@@ -229,7 +231,8 @@ struct Forward {
   const View<T> out_THA;
   float* lse_TH;
 
-  // Queries of one block and one key/value head: all its query heads, as many at a time as fill a tile.
+  // Queries of one block and one key/value head: all its query heads, as many at a time as fill a
+  // tile.
   void run(const BlockTask& task, const ForwardTile<T>& tile) const {
     const Span span(sequences, task);
     const int64_t group = q_THA.dim(1) / kv.kv_heads;
@@ -278,8 +281,8 @@ struct Forward {
       store(out + d, load(from + d) * inverse + zero(), static_cast<int>(layout.head_width - d));
     }
     if (lse_TH != nullptr) {
-      lse_TH[to] = static_cast<float>((static_cast<double>(tile.base[r]) +
-                                       std::log2(static_cast<double>(sum))) * kLn2);
+      lse_TH[to] = static_cast<float>(
+          (static_cast<double>(tile.base[r]) + std::log2(static_cast<double>(sum))) * kLn2);
     }
   }
 };
@@ -291,7 +294,7 @@ void forward(Context& context, AnyView q_THA, const KvView& kv, const Sequences&
                         q_THA.as<T>(),
                         kv,
                         sequences,
-                        static_cast<float>(static_cast<double>(scale) * kLog2E),
+                        scale * kLog2E,
                         out_THA.as<T>(),
                         static_cast<float*>(lse_TH.data)};
   ScratchScope scope(context.scratch());
@@ -317,6 +320,7 @@ void forward_any(Context& context, AnyView q_THA, const KvView& kv, const Sequen
 }  // namespace
 
 template <>
-const AttentionKernels cpu::Table<AttentionKernels, cpu::kThisIsa>::value = {&store_any, &forward_any};
+const AttentionKernels cpu::Table<AttentionKernels, cpu::kThisIsa>::value = {&store_any,
+                                                                             &forward_any};
 
 }  // namespace degu

@@ -1,13 +1,13 @@
-// Pages of keys and values on the CPU, and the entry points of kernels/cpu/attention*.cc (one table per
-// instruction set; the layout is the same for all of them).
+// Pages of keys and values on the CPU, and the entry points of kernels/cpu/attention*.cc (one table
+// per instruction set; the layout is the same for all of them).
 //
-// A *word* is 32 bits: one fp32 value, or two bf16 values that are neighbours along the dimension that a
-// product sums over, so that one vector instruction serves both types. A page holds, for each key/value
-// head, its keys and then its values, both as the kernels read them:
+// A *word* is 32 bits: one fp32 value, or two bf16 values that are neighbours along the dimension
+// that a product sums over, so that one vector instruction serves both types. A page holds, for
+// each key/value head, its keys and then its values, both as the kernels read them:
 //   keys    [ceil(A / pack)][64 keys] words     lanes are keys, a word is a pair of dimensions
 //   values  [64 / pack][columns] words          lanes are dimensions, a word is a pair of keys
-// with pack = 1 (fp32) or 2 (bf16) and columns = A rounded up to 16. Padding is zero (a page is zeroed
-// before its first use) and stays zero.
+// with pack = 1 (fp32) or 2 (bf16) and columns = A rounded up to 16. Padding is zero (a page is
+// zeroed before its first use) and stays zero.
 #pragma once
 
 #include <cstddef>
@@ -17,10 +17,10 @@
 namespace degu {
 
 struct PageLayout {
-  int64_t head_width = 0;   // A
-  int64_t pack = 1;         // values per word
-  int64_t key_words = 0;    // words per key
-  int64_t columns = 0;      // words per value row
+  int64_t head_width = 0;  // A
+  int64_t pack = 1;        // values per word
+  int64_t key_words = 0;   // words per key
+  int64_t columns = 0;     // words per value row
 
   PageLayout(DType dtype, int64_t width)
       : head_width(width),

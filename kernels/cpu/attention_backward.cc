@@ -7,24 +7,25 @@ namespace degu {
 namespace {
 
 // With s = scale * q·k, p = exp(s - lse), delta = dot(dout, out), for each query and visible key:
-//   dp = dout·v;  ds = p * (dp - delta);  dv += p * dout;  dk += scale * ds * q;  dq += scale * ds * k
-// p and ds are rounded to the type of the view before they meet another operand, and scale is applied to
-// the finished sums.
+//   dp = dout·v;  ds = p * (dp - delta);  dv += p * dout;  dk += scale * ds * q;  dq += scale * ds
+//   * k
+// p and ds are rounded to the type of the view before they meet another operand, and scale is
+// applied to the finished sums.
 //
 // One task is one sequence and key/value head. Order of the sums, whatever the threads:
-//   dq: over blocks of keys in order; dk, dv: over blocks of queries in order for each query head, then
-//   over the group's heads in order.
+//   dq: over blocks of keys in order; dk, dv: over blocks of queries in order for each query head,
+//   then over the group's heads in order.
 
 // Rows of queries and keys of one block, padded to `runs` runs of 16 with zeros.
 template <class T>
 struct QueryBlock {
-  T* q;            // [64, padded width]            left operand of scores
-  T* dout;         // [64, padded width]            left operand of dp
-  T* q_columns;    // [A, 64 / pack] words          left operand of dk^T
-  T* dout_columns; // [A, 64 / pack] words          left operand of dv^T
-  float* dq;       // [64, columns]
-  float* lse2;     // [64]  lse / ln 2; huge in padding rows: their p is 0
-  float* delta;    // [64]
+  T* q;             // [64, padded width]            left operand of scores
+  T* dout;          // [64, padded width]            left operand of dp
+  T* q_columns;     // [A, 64 / pack] words          left operand of dk^T
+  T* dout_columns;  // [A, 64 / pack] words          left operand of dv^T
+  float* dq;        // [64, columns]
+  float* lse2;      // [64]  lse / ln 2; huge in padding rows: their p is 0
+  float* delta;     // [64]
 };
 
 template <class T>
@@ -85,14 +86,14 @@ class Workspace {
 
   float* dk_total;  // [blocks, A, 64]: sums over the heads so far
   float* dv_total;
-  float* dk;        // [A, 64]: dk^T and dv^T of one head and block of keys
+  float* dk;  // [A, 64]: dk^T and dv^T of one head and block of keys
   float* dv;
-  float* score;     // [16, 64]
-  float* dp;        // [16, 64]
-  T* p_words;       // [64 / pack][64] words
+  float* score;  // [16, 64]
+  float* dp;     // [16, 64]
+  T* p_words;    // [64 / pack][64] words
   T* ds_words;
-  T* ds_rows;       // [16, 64]
-  T* rows;          // [64, columns]: rearranging
+  T* ds_rows;  // [16, 64]
+  T* rows;     // [64, columns]: rearranging
   T* words;
   float* sums;
 
@@ -116,12 +117,14 @@ inline void store_p(float* words, VecF even, VecF odd) {
   store(words + kBlock, odd);
 }
 // The same for ds, which is stored as rows too. fp32 words are rows: rows and words are one buffer.
-inline void store_ds(float* words, float*, VecF even, VecF odd) { store_p(words, even, odd); }
+inline void store_ds(float* words, float*, VecF even, VecF odd) {
+  store_p(words, even, odd);
+}
 
 #if defined(__AVX512BF16__)
 inline __m512i joined(__m512i rows) {
-  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23,
-                                         7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24,
+                                         8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   return _mm512_permutexvar_epi16(order, rows);
 }
 inline void store_p(bf16* words, VecF even, VecF odd) {
@@ -131,7 +134,8 @@ inline void store_ds(bf16* words, bf16* rows, VecF even, VecF odd) {
   const auto both = (__m512i)_mm512_cvtne2ps_pbh(odd.v, even.v);
   _mm512_storeu_si512(words, joined(both));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(rows), _mm512_castsi512_si256(both));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(rows + kBlock), _mm512_extracti64x4_epi64(both, 1));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(rows + kBlock),
+                      _mm512_extracti64x4_epi64(both, 1));
 }
 #else
 inline void store_p(bf16* words, VecF even, VecF odd) {
@@ -184,8 +188,8 @@ void weights_run(const Workspace<T>& work, const QueryBlock<T>& queries, int64_t
 }
 
 template <class T>
-void product_from(bool fresh, Operand<T> a, Operand<T> b, int64_t rows, int64_t columns, int64_t steps,
-                  Sums c) {
+void product_from(bool fresh, Operand<T> a, Operand<T> b, int64_t rows, int64_t columns,
+                  int64_t steps, Sums c) {
   if (fresh) {
     product<T, Start::kZero>(a, b, rows, columns, steps, c);
   } else {
@@ -197,7 +201,8 @@ void product_from(bool fresh, Operand<T> a, Operand<T> b, int64_t rows, int64_t 
 // diagonal one starts dk and dv.
 template <class T>
 void block_pair(const Workspace<T>& work, const PageLayout& layout, const QueryBlock<T>& queries,
-                const KeyBlock<T>& keys, int64_t runs, bool first_keys, bool diagonal, float scale2) {
+                const KeyBlock<T>& keys, int64_t runs, bool first_keys, bool diagonal,
+                float scale2) {
   const int64_t words = layout.key_words;
   for (int64_t run = 0; run < runs; ++run) {
     const int64_t row = run * kRun;
@@ -308,9 +313,7 @@ struct Backward {
     to_columns(to.dout, to.dout_columns, work);
     for (int64_t r = 0; r < kBlock; ++r) {
       const bool real = r < rows;
-      to.lse2[r] = real ? static_cast<float>(static_cast<double>(lse_TH[(first + r) * heads + head]) *
-                                             kLog2E)
-                        : -kLowest;
+      to.lse2[r] = real ? lse_TH[(first + r) * heads + head] * kLog2E : -kLowest;
       to.delta[r] = real ? row_dot(dout + r * stride, out + r * stride) : 0.0f;
     }
   }
@@ -409,7 +412,7 @@ void backward(Context& context, AnyView q_THA, const KvView& kv, const Sequences
                          sequences,
                          q_THA.dim(1),
                          scale,
-                         static_cast<float>(static_cast<double>(scale) * kLog2E),
+                         scale * kLog2E,
                          q_THA.as<T>().data(),
                          out_THA.as<T>().data(),
                          static_cast<const float*>(lse_TH.data),

@@ -1,5 +1,5 @@
-// Moving words between the layouts of attention's operands: transposes, and rows joined into words and
-// taken apart again. No arithmetic: bits are copied.
+// Moving words between the layouts of attention's operands: transposes, and rows joined into words
+// and taken apart again. No arithmetic: bits are copied.
 #pragma once
 
 #include <algorithm>
@@ -17,8 +17,10 @@ constexpr int64_t kJoin = 16;
 
 constexpr int64_t kSquare = 16;
 
-// Four stages: neighbours in pairs, pairs in quads, then quads of 4 words across the register twice.
-inline void transpose_square(const std::byte* from, int64_t from_bytes, std::byte* to, int64_t to_bytes) {
+// Four stages: neighbours in pairs, pairs in quads, then quads of 4 words across the register
+// twice.
+inline void transpose_square(const std::byte* from, int64_t from_bytes, std::byte* to,
+                             int64_t to_bytes) {
   __m512i a[16];
   __m512i b[16];
 #pragma GCC unroll 16
@@ -53,25 +55,30 @@ inline void transpose_square(const std::byte* from, int64_t from_bytes, std::byt
 
 // words[i] = even[i] | odd[i] << 16 for 16 columns.
 inline void join_rows(const bf16* even, const bf16* odd, bf16* words) {
-  const __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(even)));
-  const __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(odd)));
+  const __m512i low =
+      _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(even)));
+  const __m512i high =
+      _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(odd)));
   _mm512_storeu_si512(words, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
 }
 inline void split_rows(const bf16* words, bf16* even, bf16* odd) {
   const __m512i both = _mm512_loadu_si512(words);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(even), _mm512_cvtepi32_epi16(both));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(odd), _mm512_cvtepi32_epi16(_mm512_srli_epi32(both, 16)));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(odd),
+                      _mm512_cvtepi32_epi16(_mm512_srli_epi32(both, 16)));
 }
 
 #elif defined(__AVX2__)
 
 constexpr int64_t kSquare = 8;
 
-inline void transpose_square(const std::byte* from, int64_t from_bytes, std::byte* to, int64_t to_bytes) {
+inline void transpose_square(const std::byte* from, int64_t from_bytes, std::byte* to,
+                             int64_t to_bytes) {
   __m256i a[8];
   __m256i b[8];
 #pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) a[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i * from_bytes));
+  for (int i = 0; i < 8; ++i)
+    a[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i * from_bytes));
 #pragma GCC unroll 4
   for (int i = 0; i < 8; i += 2) {
     b[i] = _mm256_unpacklo_epi32(a[i], a[i + 1]);
@@ -90,7 +97,8 @@ inline void transpose_square(const std::byte* from, int64_t from_bytes, std::byt
     b[4 + c] = _mm256_permute2x128_si256(a[c], a[4 + c], 0x31);
   }
 #pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i * to_bytes), b[i]);
+  for (int i = 0; i < 8; ++i)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i * to_bytes), b[i]);
 }
 
 inline void join_rows(const bf16* even, const bf16* odd, bf16* words) {
@@ -117,9 +125,11 @@ inline void split_rows(const bf16* words, bf16* even, bf16* odd) {
 
 constexpr int64_t kSquare = 4;
 
-inline void transpose_square(const std::byte* from, int64_t from_bytes, std::byte* to, int64_t to_bytes) {
+inline void transpose_square(const std::byte* from, int64_t from_bytes, std::byte* to,
+                             int64_t to_bytes) {
   for (int64_t i = 0; i < 4; ++i) {
-    for (int64_t j = 0; j < 4; ++j) std::memcpy(to + j * to_bytes + i * 4, from + i * from_bytes + j * 4, 4);
+    for (int64_t j = 0; j < 4; ++j)
+      std::memcpy(to + j * to_bytes + i * 4, from + i * from_bytes + j * 4, 4);
   }
 }
 inline void join_rows(const bf16* even, const bf16* odd, bf16* words) {
@@ -161,8 +171,8 @@ inline void transpose_words(const void* source, int64_t from_stride, int64_t row
   edge(0, whole_rows, whole_words, words);
 }
 
-// Rows of T [rows][columns] become words [rows / pack][columns]: neighbours along the rows share a word.
-// `rows` is a multiple of the pack. Strides in elements of T.
+// Rows of T [rows][columns] become words [rows / pack][columns]: neighbours along the rows share a
+// word. `rows` is a multiple of the pack. Strides in elements of T.
 inline void rows_to_words(const float* from, int64_t from_stride, int64_t rows, int64_t columns,
                           float* to, int64_t to_stride) {
   for (int64_t r = 0; r < rows; ++r) {
@@ -204,11 +214,11 @@ inline void words_to_rows(const bf16* from, int64_t from_stride, int64_t rows, i
   }
 }
 
-// Copies rows of `width` elements that lie `from_stride` apart into rows of `to_width` >= width, with
-// zeros behind each row and in the rows up to `padded_rows`.
+// Copies rows of `width` elements that lie `from_stride` apart into rows of `to_width` >= width,
+// with zeros behind each row and in the rows up to `padded_rows`.
 template <class T>
-void copy_rows(const T* from, int64_t from_stride, int64_t rows, int64_t width, T* to, int64_t to_width,
-               int64_t padded_rows) {
+void copy_rows(const T* from, int64_t from_stride, int64_t rows, int64_t width, T* to,
+               int64_t to_width, int64_t padded_rows) {
   for (int64_t r = 0; r < rows; ++r) {
     std::memcpy(to + r * to_width, from + r * from_stride, static_cast<size_t>(width) * sizeof(T));
     std::fill(to + r * to_width + width, to + (r + 1) * to_width, T(0.0f));

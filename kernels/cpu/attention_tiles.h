@@ -1,9 +1,10 @@
 // Small matrix products that attention's forward and backward share. Compiled once
 // per instruction set, in an unnamed namespace like kernels/cpu/simd.h.
 //
-// All products have one form, c[m][n] += sum over steps k of a[m][k] * b[k][n], where a step is one word
-// (kernels/cpu/attention.h): a is row-major and its words are broadcast, b has a word per lane. Each
-// element of c is one chain of accumulations over k from 0, whatever the tile it falls in.
+// All products have one form, c[m][n] += sum over steps k of a[m][k] * b[k][n], where a step is one
+// word (kernels/cpu/attention.h): a is row-major and its words are broadcast, b has a word per
+// lane. Each element of c is one chain of accumulations over k from 0, whatever the tile it falls
+// in.
 #pragma once
 
 #include <algorithm>
@@ -11,6 +12,7 @@
 
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/attention_rearrange.h"
+#include "kernels/cpu/exp2.h"
 #include "kernels/cpu/simd.h"
 
 namespace degu {
@@ -18,25 +20,37 @@ namespace {
 
 constexpr int64_t kLanes = VecF::kLanes;
 constexpr int64_t kBlock = kKvPageKeys;
-// Queries and keys are handled in runs of 16 within a block: on the diagonal, runs above it are skipped.
+// Queries and keys are handled in runs of 16 within a block: on the diagonal, runs above it are
+// skipped.
 constexpr int64_t kRun = 16;
 constexpr int64_t kRunVectors = kRun / kLanes;
-// A tile of 4 x 4 vectors keeps 16 accumulators busy: more than the 4 to 6 cycles that one accumulation
-// takes, with 8 loads for 16 products. Sets with 16 registers hold 4 x 2.
+// A tile of 4 x 4 vectors keeps 16 accumulators busy: more than the 4 to 6 cycles that one
+// accumulation takes, with 8 loads for 16 products. Sets with 16 registers hold 4 x 2.
 constexpr int kTileRows = 4;
 constexpr int kTileVectors = kLanes == 16 ? 4 : 2;
-constexpr double kLog2E = 1.4426950408889634;
 constexpr float kLowest = -1e30f;  // a masked score: finite, so that no infinity meets another
 
 template <class T>
 constexpr int64_t kPack = static_cast<int64_t>(sizeof(float) / sizeof(T));
 
-inline VecF load_words(const float* p) { return load(p); }
-inline VecPairs load_words(const bf16* p) { return load_pairs(p); }
-inline VecF broadcast_of(const float* p) { return broadcast(*p); }
-inline VecPairs broadcast_of(const bf16* p) { return broadcast_pair(p); }
-inline VecF accumulate(VecF acc, VecF a, VecF b) { return fma(a, b, acc); }
-inline VecF accumulate(VecF acc, VecPairs a, VecPairs b) { return dot_bf16(acc, a, b); }
+inline VecF load_words(const float* p) {
+  return load(p);
+}
+inline VecPairs load_words(const bf16* p) {
+  return load_pairs(p);
+}
+inline VecF broadcast_of(const float* p) {
+  return broadcast(*p);
+}
+inline VecPairs broadcast_of(const bf16* p) {
+  return broadcast_pair(p);
+}
+inline VecF accumulate(VecF acc, VecF a, VecF b) {
+  return fma(a, b, acc);
+}
+inline VecF accumulate(VecF acc, VecPairs a, VecPairs b) {
+  return dot_bf16(acc, a, b);
+}
 
 enum class Start {
   kZero,    // c = product
@@ -125,9 +139,7 @@ void column_of_tiles(Operand<T> a, Operand<T> b, int64_t rows, int64_t steps, Su
 template <class T, Start start>
 void product(Operand<T> a, Operand<T> b, int64_t rows, int64_t columns, int64_t steps, Sums c) {
   int64_t n = 0;
-  auto at = [&](int64_t offset) {
-    return Operand<T>{b.data + offset * kPack<T>, b.stride};
-  };
+  auto at = [&](int64_t offset) { return Operand<T>{b.data + offset * kPack<T>, b.stride}; };
   for (; n + kTileVectors * kLanes <= columns; n += kTileVectors * kLanes) {
     column_of_tiles<T, start, kTileVectors>(a, at(n), rows, steps,
                                             {c.data + n, c.stride, c.factor});
@@ -143,25 +155,8 @@ void product(Operand<T> a, Operand<T> b, int64_t rows, int64_t columns, int64_t 
   }
 }
 
-// 2^x for x <= 0 (and small positive x): x = n + r with |r| <= 1/2, and a polynomial for 2^r that is 1 at 0
-// with relative error below 3e-9 (minimax, degree 6) before rounding. 2^0 is exactly 1; far below it is 0.
-inline VecF exp2_of(VecF x) {
-  if constexpr (kLanes < 16) x = max(broadcast(-200.0f), x);  // scale_by_power takes n >= -252 there
-  const VecF n = round_nearest(x);
-  const VecF r = x - n;
-  VecF p = broadcast(0.0001559467701510541f);
-  p = fma(p, r, broadcast(0.0013406643847480061f));
-  p = fma(p, r, broadcast(0.009617692976143188f));
-  p = fma(p, r, broadcast(0.05550310551206981f));
-  p = fma(p, r, broadcast(0.24022652782876178f));
-  p = fma(p, r, broadcast(0.693147214967885f));
-  p = fma(p, r, broadcast(1.0f));
-  return scale_by_power(p, n);
-}
-
-
-// result[r] = op over the lanes of rows[r], for 16 vectors at once; every row's lanes meet in the same
-// order.
+// result[r] = op over the lanes of rows[r], for 16 vectors at once; every row's lanes meet in the
+// same order.
 #if defined(__AVX512F__)
 template <class Op>
 void reduce_lanes(const VecF (&rows)[kRun], Op op, float* result) {
@@ -176,7 +171,8 @@ void reduce_lanes(const VecF (&rows)[kRun], Op op, float* result) {
     const __m512d ab = _mm512_castps_pd(halves(4 * i));
     const __m512d cd = _mm512_castps_pd(halves(4 * i + 2));
     quads[i] = op(VecF{_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd))},
-                  VecF{_mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd))}).v;
+                  VecF{_mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd))})
+                   .v;
   }
   const auto across = [&](__m512 a, __m512 b) {
     return op(VecF{_mm512_shuffle_f32x4(a, b, 0x88)}, VecF{_mm512_shuffle_f32x4(a, b, 0xdd)}).v;
@@ -189,7 +185,8 @@ void reduce_lanes(const VecF (&rows)[kRun], Op op, float* result) {
   for (int64_t r = 0; r < kRun; ++r) {
     alignas(64) float lane[2 * kLanes] = {};
     store(lane, rows[r]);
-    for (int64_t half = kLanes / 2; half > 0; half /= 2) store(lane, op(load(lane), load(lane + half)));
+    for (int64_t half = kLanes / 2; half > 0; half /= 2)
+      store(lane, op(load(lane), load(lane + half)));
     result[r] = lane[0];
   }
 }
@@ -200,8 +197,7 @@ template <class T>
 T* page_of(const KvView& kv, const PageLayout& layout, int64_t sequence, int64_t block,
            int64_t kv_head) {
   const int64_t page = kv.table[static_cast<size_t>(sequence * kv.max_pages + block)];
-  return static_cast<T*>(kv.pages) +
-         (page * kv.kv_heads + kv_head) * layout.head_elements();
+  return static_cast<T*>(kv.pages) + (page * kv.kv_heads + kv_head) * layout.head_elements();
 }
 
 }  // namespace

@@ -2,9 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <limits>
 
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/exp2.h"
 
 namespace degu {
 namespace {
@@ -13,9 +14,14 @@ constexpr int64_t kLanes = VecF::kLanes;
 // Independent vectors per step: the latency of an addition times the additions started per cycle.
 constexpr int64_t kUnroll = 4;
 constexpr int64_t kStep = kLanes * kUnroll;
+// Columns of one part of a row: 4 KiB of logits, which the second look at them finds in the first
+// cache. Each part has its own maximum; parts are joined at the end.
+constexpr int64_t kPart = 1024;
+static_assert(kPart % kStep == 0);
 
-float row_max(const float* x, int64_t size) {
-  const VecF lowest = broadcast(-std::numeric_limits<float>::infinity());
+float part_max(const float* x, int64_t size) {
+  // Finite, so that a part of logits that are all -infinity has weights 0 instead of NaN.
+  const VecF lowest = broadcast(std::numeric_limits<float>::lowest());
   VecF best[kUnroll] = {lowest, lowest, lowest, lowest};
   int64_t v = 0;
   for (; v + kStep <= size; v += kStep) {
@@ -28,23 +34,46 @@ float row_max(const float* x, int64_t size) {
   return max_lanes(max(max(best[0], best[1]), max(best[2], best[3])));
 }
 
-// Sum of e_v = exp(x_v - shift), each kept in e when it is not null. Lane sums in steps of kStep
-// columns from 0, then the four vectors, then the lanes: an order given by `size`.
-float exp_sum(const float* x, int64_t size, float shift, float* e) {
-  const VecF s = broadcast(shift);
+// exp(x - top); the difference first: it is exact for the near values, which weigh most.
+VecF weight_of(VecF x, VecF top) {
+  return exp2_of(max(broadcast(-200.0f), (x - top) * broadcast(kLog2E)));
+}
+
+// A part is read in a burst and then computed on for as long; the hardware's own prefetch does not
+// bridge the pause. So the exponentials of one part ask for the lines of the next (rows follow one
+// another), and for those that the gradient of this one will be written to. One call per kStep
+// columns.
+template <class D>
+void prefetch_step(const float* next, const D* out) {
+  constexpr int64_t kLine = 64;
+  for (int64_t b = 0; b < kStep * static_cast<int64_t>(sizeof(float)); b += kLine) {
+    __builtin_prefetch(reinterpret_cast<const std::byte*>(next) + b, 0);
+  }
+  for (int64_t b = 0; b < kStep * static_cast<int64_t>(sizeof(D)); b += kLine) {
+    __builtin_prefetch(reinterpret_cast<const std::byte*>(out) + b, 1);
+  }
+}
+
+// Sum of e_v = exp(x_v - top), each kept in e when kKeep. Lane sums in steps of kStep columns, then
+// the four vectors, then the lanes: an order given by `size`.
+template <bool kKeep, class D>
+float part_sum(const float* x, int64_t size, float top, float* e, const D* out) {
+  const VecF t = broadcast(top);
   VecF sum[kUnroll] = {zero(), zero(), zero(), zero()};
   int64_t v = 0;
   for (; v + kStep <= size; v += kStep) {
+    prefetch_step(x + v + kPart, out + v);
+#pragma GCC unroll 4
     for (int64_t u = 0; u < kUnroll; ++u) {
-      const VecF p = exp(load(x + v + u * kLanes) - s);
-      if (e != nullptr) store(e + v + u * kLanes, p);
+      const VecF p = weight_of(load(x + v + u * kLanes), t);
+      if constexpr (kKeep) store(e + v + u * kLanes, p);
       sum[u] = sum[u] + p;
     }
   }
   for (; v < size; v += kLanes) {
     const int n = static_cast<int>(std::min(kLanes, size - v));
-    const VecF p = exp(load(x + v, n) - s);
-    if (e != nullptr) store(e + v, p, n);
+    const VecF p = weight_of(load(x + v, n), t);
+    if constexpr (kKeep) store(e + v, p, n);
     sum[0] = sum[0] + keep_first(p, n, zero());
   }
   return sum_lanes((sum[0] + sum[1]) + (sum[2] + sum[3]));
@@ -61,21 +90,45 @@ void scale_row(const float* e, int64_t size, float factor, T* out) {
   }
 }
 
-// One row: three passes, of which only the first reads memory; the others find the row in a cache.
-// `e` holds V floats of this thread; D is the gradient's type, `out` null when none is wanted.
+// Scratch of one thread.
+struct RowScratch {
+  float* e;    // [V]: exp(x - top of the part)
+  float* top;  // [parts]
+  float* sum;  // [parts]
+};
+
+// One row: memory is read once, part by part; what is written passes through the caches once more
+// to be scaled. `out` is null when no gradient is wanted.
 template <class D>
-float loss_row(const float* x, int64_t size, int32_t target, float scale, float z_loss, float* e,
-               D* out) {
-  const float top = row_max(x, size);
-  const float sum = exp_sum(x, size, top, out != nullptr ? e : nullptr);
+float loss_row(const float* x, int64_t size, int32_t target, float scale, float z_loss,
+               const RowScratch& scratch, D* out) {
+  const int64_t parts = (size + kPart - 1) / kPart;
+  const auto size_of_part = [&](int64_t i) { return std::min(kPart, size - i * kPart); };
+  float top = std::numeric_limits<float>::lowest();
+  for (int64_t i = 0; i < parts; ++i) {
+    const float* from = x + i * kPart;
+    const int64_t n = size_of_part(i);
+    scratch.top[i] = part_max(from, n);
+    scratch.sum[i] = out != nullptr ? part_sum<true>(from, n, scratch.top[i], scratch.e + i * kPart,
+                                                     out + i * kPart)
+                                    : part_sum<false>(from, n, scratch.top[i], nullptr, from);
+    top = std::max(top, scratch.top[i]);
+  }
+  float sum = 0;
+  for (int64_t i = 0; i < parts; ++i) {
+    scratch.top[i] = std::exp(scratch.top[i] - top);  // from here on: the part's share of the scale
+    sum = sum + scratch.sum[i] * scratch.top[i];
+  }
   const float lse = top + std::log(sum);
-  // top - x[target] first: it is exact for near values, where lse - x[target] would cancel.
   const float loss = (top - x[target]) + std::log(sum) + z_loss * lse * lse;
   if (out != nullptr) {
     const float weight = scale * (1.0f + 2.0f * z_loss * lse);
-    const float p = e[target] / sum;
-    scale_row(e, size, weight / sum, out);
-    out[target] = D(weight * p - scale);
+    const float hit = scratch.e[target] * (scratch.top[target / kPart] * (weight / sum)) - scale;
+    for (int64_t i = 0; i < parts; ++i) {
+      scale_row(scratch.e + i * kPart, size_of_part(i), scratch.top[i] * (weight / sum),
+                out + i * kPart);
+    }
+    out[target] = D(hit);
   }
   return loss;
 }
@@ -86,9 +139,10 @@ void loss_rows(Context& context, View<float> logit_TV, std::span<const int32_t> 
   const int64_t rows = logit_TV.dim(0);
   const int64_t size = logit_TV.dim(1);
   ScratchScope scope(context.scratch());
-  // A row per thread, a cache line apart.
-  const int64_t pitch = (size + 15) / 16 * 16;
-  float* e = context.scratch().take<float>({context.threads(), pitch}).data();
+  // Rounded up to cache lines, so that threads share none.
+  const int64_t row = (size + 15) / 16 * 16;
+  const int64_t parts = ((size + kPart - 1) / kPart + 15) / 16 * 16;
+  float* memory = context.scratch().take<float>({context.threads(), row + 2 * parts}).data();
   context.parallel_for(rows, [&](int64_t t, int thread) {
     const int32_t target = target_T[static_cast<size_t>(t)];
     D* out = dlogit == nullptr ? nullptr : dlogit + t * size;
@@ -97,7 +151,9 @@ void loss_rows(Context& context, View<float> logit_TV, std::span<const int32_t> 
       if (out != nullptr) std::fill(out, out + size, D(0.0f));
       return;
     }
-    loss_T[t] = loss_row(logit_TV.row(t), size, target, scale, z_loss, e + thread * pitch, out);
+    float* e = memory + thread * (row + 2 * parts);
+    loss_T[t] = loss_row(logit_TV.row(t), size, target, scale, z_loss,
+                         RowScratch{e, e + row, e + row + parts}, out);
   });
 }
 

@@ -12,13 +12,15 @@ namespace {
 // Rows of work per task: enough to hide the cost of handing it out.
 constexpr int64_t kRowsPerTask = 32;
 
-// cos and sin of position * frequency in double precision, rounded to fp32, for a run of frequencies.
-// x = n * pi/2 + r with |r| <= pi/4; pi/2 in two parts, the first of 33 bits so that n times it is exact
-// for n < 2^20; Taylor series to r^14 and r^13 (the next terms are below 1e-15 and 2e-14).
-// Written without branches or calls, so that the compiler turns the loop into vector code.
+// cos and sin of position * frequency in double precision, rounded to fp32, for a run of
+// frequencies. x = n * pi/2 + r with |r| <= pi/4; pi/2 in two parts, the first of 33 bits so that n
+// times it is exact for n < 2^20; Taylor series to r^14 and r^13 (the next terms are below 1e-15
+// and 2e-14). Written without branches or calls, so that the compiler turns the loop into vector
+// code.
 void cos_sin_row(double position, const double* frequency, int64_t count, float* cosine,
                  float* sine) {
-  constexpr double kRounder = 6755399441055744.0;  // 1.5 * 2^52: adding it leaves no bit below the point
+  constexpr double kRounder =
+      6755399441055744.0;  // 1.5 * 2^52: adding it leaves no bit below the point
   constexpr double kTwoOverPi = 0.63661977236758134308;
   constexpr double kHalfPiHigh = 0x1.921fb544p+0;
   constexpr double kHalfPiLow = 0x1.0b4611a626331p-34;
@@ -57,8 +59,7 @@ void cos_sin_row(double position, const double* frequency, int64_t count, float*
 
 // (low, high) -> (low * cos - high * sin, high * cos + low * sin) for one head.
 template <class T>
-void rotate_head(T* low, T* high, const float* cosine, const float* sine, int64_t half,
-                 VecF sign) {
+void rotate_head(T* low, T* high, const float* cosine, const float* sine, int64_t half, VecF sign) {
   constexpr int64_t kLanes = VecF::kLanes;
   int64_t i = 0;
   for (; i + kLanes <= half; i += kLanes) {

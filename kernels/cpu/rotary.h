@@ -8,9 +8,10 @@
 namespace degu {
 
 struct RotaryKernels {
-  // Checked by kernels/api/rotary.cc: positions are not negative, A is even, types are fp32 or bf16.
-  void (*rotate)(Context& context, AnyView x_THA, std::span<const int32_t> positions_T, double theta,
-                 bool inverse);
+  // Checked by kernels/api/rotary.cc: positions are not negative, A is even, types are fp32 or
+  // bf16.
+  void (*rotate)(Context& context, AnyView x_THA, std::span<const int32_t> positions_T,
+                 double theta, bool inverse);
 };
 
 }  // namespace degu

@@ -73,8 +73,8 @@ std::vector<double> doubles(const AnyView& view) {
 struct HeadReference {
   int64_t n, width;
   double scale;
-  std::vector<double> p, out, lse;   // p [n][n]
-  std::vector<double> score_error;   // [n]: bound on the error of any fp32 score of the row
+  std::vector<double> p, out, lse;  // p [n][n]
+  std::vector<double> score_error;  // [n]: bound on the error of any fp32 score of the row
   std::vector<double> dq, dk, dv;
 
   void forward(const std::vector<double>& q, const std::vector<double>& k,
@@ -166,7 +166,8 @@ struct ExpectedTensor {
   }
   void add_rounding(DType type) {
     for (size_t i = 0; i < expected.value.size(); ++i) {
-      expected.tolerance[i] += unit_roundoff(type) * (std::fabs(expected.value[i]) + expected.tolerance[i]);
+      expected.tolerance[i] += unit_roundoff(type) *
+                               (std::fabs(expected.value[i]) + expected.tolerance[i]);
     }
   }
 };
@@ -181,8 +182,8 @@ struct ExpectedAll {
         dv(rows, s.kv_heads, s.width) {}
 };
 
-// Adds one head of one sequence with what rounding may do to it. u: of the tensors' type (weights and
-// their gradients are rounded to it); e: relative error of a weight.
+// Adds one head of one sequence with what rounding may do to it. u: of the tensors' type (weights
+// and their gradients are rounded to it); e: relative error of a weight.
 void expect_head(const Shapes& shapes, const Inputs& in, int64_t first, int64_t n, int64_t head,
                  ExpectedAll& all) {
   const int64_t kv_head = head / (shapes.heads / shapes.kv_heads);
@@ -209,7 +210,8 @@ void expect_head(const Shapes& shapes, const Inputs& in, int64_t first, int64_t 
       const double error = magnitude * (u + 2 * e);
       all.out.add(first + i, head, d, ref.out[ref.at(i, d)], error);
       out_error += std::fabs(dout[ref.at(i, d)]) *
-                   (error + (unit_roundoff(type) + sums) * (std::fabs(ref.out[ref.at(i, d)]) + error));
+                   (error +
+                    (unit_roundoff(type) + sums) * (std::fabs(ref.out[ref.at(i, d)]) + error));
     }
     for (int64_t j = 0; j <= i; ++j) {
       const double p = ref.p[static_cast<size_t>(i * n + j)];
@@ -220,7 +222,8 @@ void expect_head(const Shapes& shapes, const Inputs& in, int64_t first, int64_t 
       }
       const double ds_error = std::fabs(ds) * (u + 2 * e) + p * dp_error * (1 + u);
       for (int64_t d = 0; d < shapes.width; ++d) {
-        all.dv.add(first + j, kv_head, d, 0, p * std::fabs(dout[ref.at(i, d)]) * (u + 2 * e + sums));
+        all.dv.add(first + j, kv_head, d, 0,
+                   p * std::fabs(dout[ref.at(i, d)]) * (u + 2 * e + sums));
         const double scaled = in.scale * (ds_error + sums * std::fabs(ds));
         all.dq.add(first + i, head, d, 0, scaled * std::fabs(k[ref.at(j, d)]));
         all.dk.add(first + j, kv_head, d, 0, scaled * std::fabs(q[ref.at(i, d)]));
@@ -291,7 +294,8 @@ const std::vector<std::vector<int64_t>> kLengths = {
 };
 constexpr DType kTypes[] = {DType::kF32, DType::kBF16};
 
-TEST_CASE("attention and its gradients agree with the definition in double precision", "[attention]") {
+TEST_CASE("attention and its gradients agree with the definition in double precision",
+          "[attention]") {
   for_each_isa([&](Context& context) {
     for (DType type : kTypes) {
       for (const Shapes& shapes : kShapes) {
@@ -488,13 +492,17 @@ TEST_CASE("attention refuses what does not fit", "[attention]") {
   const Inputs in(DType::kF32, shapes, 80);
   Pages pages(context, DType::kF32, shapes, ragged);
   Outputs got(DType::kF32, shapes, 80);
-  const auto call = [&](const Inputs& inputs, const KvView& kv, const Sequences& sequences, float scale) {
+  const auto call = [&](const Inputs& inputs, const KvView& kv, const Sequences& sequences,
+                        float scale) {
     attention(context, inputs.q, kv, sequences, scale, got.out, got.lse);
   };
   CHECK_NOTHROW(call(in, pages.view, ragged.sequences(), 1));
-  CHECK_THROWS_AS(call(Inputs(DType::kF32, {3, 2, 16}, 80), pages.view, ragged.sequences(), 1), ShapeError);
-  CHECK_THROWS_AS(call(Inputs(DType::kBF16, shapes, 80), pages.view, ragged.sequences(), 1), ShapeError);
-  CHECK_THROWS_AS(call(Inputs(DType::kF32, shapes, 79), pages.view, ragged.sequences(), 1), ShapeError);
+  CHECK_THROWS_AS(call(Inputs(DType::kF32, {3, 2, 16}, 80), pages.view, ragged.sequences(), 1),
+                  ShapeError);
+  CHECK_THROWS_AS(call(Inputs(DType::kBF16, shapes, 80), pages.view, ragged.sequences(), 1),
+                  ShapeError);
+  CHECK_THROWS_AS(call(Inputs(DType::kF32, shapes, 79), pages.view, ragged.sequences(), 1),
+                  ShapeError);
   CHECK_THROWS_AS(call(in, pages.view, ragged.sequences(), 0), ShapeError);
   KvView narrow = pages.view;
   narrow.head_width = 8;
@@ -502,8 +510,8 @@ TEST_CASE("attention refuses what does not fit", "[attention]") {
   const std::vector<int64_t> late = {0, 60};
   CHECK_THROWS_AS(call(in, pages.view, {ragged.offsets, late}, 1), ShapeError);
   const std::vector<int64_t> started = {1, 0};
-  CHECK_THROWS_AS(attention_backward(context, in.q, pages.view, {ragged.offsets, started}, 1, got.out,
-                                     got.lse, in.dout, got.dq, got.dk, got.dv),
+  CHECK_THROWS_AS(attention_backward(context, in.q, pages.view, {ragged.offsets, started}, 1,
+                                     got.out, got.lse, in.dout, got.dq, got.dk, got.dv),
                   ShapeError);
 }
 

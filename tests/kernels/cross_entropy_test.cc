@@ -39,9 +39,10 @@ std::vector<int32_t> some_targets(int64_t rows, int64_t vocabulary) {
   std::vector<int32_t> targets;
   const RandomStream stream(3, "targets");
   for (int64_t t = 0; t < rows; ++t) {
-    targets.push_back(t % 5 == 3 ? -1
-                                 : static_cast<int32_t>(stream.below(static_cast<uint64_t>(t),
-                                                                     static_cast<uint64_t>(vocabulary))));
+    targets.push_back(t % 5 == 3
+                          ? -1
+                          : static_cast<int32_t>(stream.below(static_cast<uint64_t>(t),
+                                                              static_cast<uint64_t>(vocabulary))));
   }
   return targets;
 }
@@ -51,10 +52,10 @@ double weight_error(double lse, double top, int64_t vocabulary) {
   return (4 * (std::fabs(lse) + std::fabs(top)) + static_cast<double>(vocabulary) + 8) * 0x1p-24;
 }
 
-void check_case(Context& context, int64_t rows, int64_t vocabulary, DType gradient_type, double spread,
-                float z_loss) {
-  INFO("V " << vocabulary << ", T " << rows << ", gradient " << dtype_name(gradient_type) << ", spread "
-            << spread << ", z_loss " << z_loss);
+void check_case(Context& context, int64_t rows, int64_t vocabulary, DType gradient_type,
+                double spread, float z_loss) {
+  INFO("V " << vocabulary << ", T " << rows << ", gradient " << dtype_name(gradient_type)
+            << ", spread " << spread << ", z_loss " << z_loss);
   const Tensor logits = random_tensor(DType::kF32, {rows, vocabulary}, "logits", spread);
   const auto targets = some_targets(rows, vocabulary);
   const Tensor loss(DType::kF32, {rows});
@@ -68,9 +69,11 @@ void check_case(Context& context, int64_t rows, int64_t vocabulary, DType gradie
     const auto x = row_of(logits, t);
     const int32_t target = targets[static_cast<size_t>(t)];
     const Reference ref = row_reference(x, target, scale, z_loss);
-    const double size = target < 0 ? 0 : std::fabs(x[static_cast<size_t>(target)]) + std::fabs(ref.lse);
+    const double size = target < 0 ? 0
+                                   : std::fabs(x[static_cast<size_t>(target)]) + std::fabs(ref.lse);
     const double e = weight_error(ref.lse, spread * 6, vocabulary);
-    losses.push(ref.loss, (e + 4 * size * 0x1p-24) * (1 + 2 * z_loss * std::fabs(ref.lse)) + 0x1p-126);
+    losses.push(ref.loss,
+                (e + 4 * size * 0x1p-24) * (1 + 2 * z_loss * std::fabs(ref.lse)) + 0x1p-126);
     for (int64_t v = 0; v < vocabulary; ++v) {
       const double g = ref.gradient[static_cast<size_t>(v)];
       const double weight = std::fabs(g) + (v == target ? scale : 0);
@@ -94,7 +97,7 @@ void check_case(Context& context, int64_t rows, int64_t vocabulary, DType gradie
 TEST_CASE("cross-entropy agrees with the definition in double precision", "[cross_entropy]") {
   for_each_isa([&](Context& context) {
     for (DType type : {DType::kF32, DType::kBF16}) {
-      for (int64_t vocabulary : {1, 2, 15, 16, 17, 63, 64, 65, 130, 1024, 5001}) {
+      for (int64_t vocabulary : {1, 2, 15, 16, 17, 63, 64, 65, 130, 1023, 1024, 1025, 5001}) {
         check_case(context, 11, vocabulary, type, 2.0, 0.0f);
         check_case(context, 6, vocabulary, type, 30.0, 1e-3f);
       }
@@ -104,7 +107,8 @@ TEST_CASE("cross-entropy agrees with the definition in double precision", "[cros
   });
 }
 
-TEST_CASE("the reference gradient of cross-entropy is the slope of the reference", "[cross_entropy]") {
+TEST_CASE("the reference gradient of cross-entropy is the slope of the reference",
+          "[cross_entropy]") {
   const Tensor logits = random_tensor(DType::kF32, {1, 12}, "logits", 2);
   auto x = row_of(logits, 0);
   const double z_loss = 0.01;
@@ -139,13 +143,36 @@ TEST_CASE("a row's cross-entropy does not depend on threads or neighbours", "[cr
       check_same_bits("gradient", g, gradient);
       for (int64_t t = 0; t < rows; ++t) {
         cross_entropy(context, logits.view().rows(t, 1),
-                      std::span(targets).subspan(static_cast<size_t>(t), 1), 0.1f, 0, l.view().rows(t, 1),
-                      g.view().rows(t, 1));
+                      std::span(targets).subspan(static_cast<size_t>(t), 1), 0.1f, 0,
+                      l.view().rows(t, 1), g.view().rows(t, 1));
       }
       check_same_bits("loss row by row", l, loss);
       check_same_bits("gradient row by row", g, gradient);
     });
   }
+}
+
+// Vocabulary entries that are switched off, also a whole part of a row of them.
+TEST_CASE("logits of minus infinity have no probability", "[cross_entropy]") {
+  for_each_isa([&](Context& context) {
+    const int64_t off = 1500;
+    const int64_t vocabulary = 1540;
+    const Tensor masked = random_tensor(DType::kF32, {1, vocabulary}, "logits");
+    for (int64_t v = 0; v < off; ++v) set_element(masked, v, -INFINITY);
+    std::vector<double> rest;
+    for (int64_t v = off; v < vocabulary; ++v) rest.push_back(element(masked, v));
+    const Reference ref = row_reference(rest, 3, 1.0, 0.0);
+    const Tensor loss(DType::kF32, {1});
+    const Tensor gradient(DType::kF32, {1, vocabulary});
+    const std::vector<int32_t> targets = {static_cast<int32_t>(off) + 3};
+    cross_entropy(context, masked, targets, 1.0f, 0, loss, gradient);
+    CHECK(element(loss, 0) == Approx(ref.loss).epsilon(1e-6));
+    for (int64_t v = 0; v < off; ++v) REQUIRE(element(gradient, v) == 0);
+    for (int64_t v = off; v < vocabulary; ++v) {
+      CHECK(element(gradient, v) ==
+            Approx(ref.gradient[static_cast<size_t>(v - off)]).epsilon(1e-5));
+    }
+  });
 }
 
 TEST_CASE("cross-entropy of a NaN logit is NaN", "[cross_entropy]") {
@@ -169,10 +196,14 @@ TEST_CASE("cross-entropy refuses what does not fit", "[cross_entropy]") {
   const std::vector<int32_t> targets = {0, 7};
   const std::vector<int32_t> too_large = {0, 8};
   CHECK_THROWS_AS(cross_entropy(context, logits, too_large, 1, 0, loss, {}), DataError);
-  CHECK_THROWS_AS(cross_entropy(context, Tensor(DType::kBF16, {2, 8}), targets, 1, 0, loss, {}), ShapeError);
-  CHECK_THROWS_AS(cross_entropy(context, Tensor(DType::kF32, {3, 8}), targets, 1, 0, loss, {}), ShapeError);
-  CHECK_THROWS_AS(cross_entropy(context, logits, targets, 1, 0, Tensor(DType::kF32, {3}), {}), ShapeError);
-  CHECK_THROWS_AS(cross_entropy(context, logits, targets, 1, 0, loss, Tensor(DType::kF32, {2, 7})), ShapeError);
+  CHECK_THROWS_AS(cross_entropy(context, Tensor(DType::kBF16, {2, 8}), targets, 1, 0, loss, {}),
+                  ShapeError);
+  CHECK_THROWS_AS(cross_entropy(context, Tensor(DType::kF32, {3, 8}), targets, 1, 0, loss, {}),
+                  ShapeError);
+  CHECK_THROWS_AS(cross_entropy(context, logits, targets, 1, 0, Tensor(DType::kF32, {3}), {}),
+                  ShapeError);
+  CHECK_THROWS_AS(cross_entropy(context, logits, targets, 1, 0, loss, Tensor(DType::kF32, {2, 7})),
+                  ShapeError);
   const AnyView overlaid(logits.view().data, DType::kBF16, {2, 8});
   CHECK_THROWS_AS(cross_entropy(context, logits, targets, 1, 0, loss, overlaid), ShapeError);
 }

@@ -9,9 +9,10 @@ namespace {
 
 constexpr DType kTypes[] = {DType::kF32, DType::kBF16};
 
-// By the definition; the tolerance covers two fp32 products of rounded cosines and sines, one sum, and
-// the rounding to the type.
-Expected expect(const Tensor& x_THA, const std::vector<int32_t>& positions, double theta, bool inverse) {
+// By the definition; the tolerance covers two fp32 products of rounded cosines and sines, one sum,
+// and the rounding to the type.
+Expected expect(const Tensor& x_THA, const std::vector<int32_t>& positions, double theta,
+                bool inverse) {
   const int64_t heads = x_THA.shape()[1];
   const int64_t width = x_THA.shape()[2];
   Expected expected;
@@ -69,8 +70,8 @@ TEST_CASE("rotary agrees with the definition in double precision", "[rotary]") {
   });
 }
 
-// dot(rotate(x), y) = dot(x, rotate back(y)): the inverse is the gradient's operator, in exact terms up to
-// fp32 rounding.
+// dot(rotate(x), y) = dot(x, rotate back(y)): the inverse is the gradient's operator, in exact
+// terms up to fp32 rounding.
 TEST_CASE("rotating back is the gradient of rotating", "[rotary]") {
   for_each_isa([&](Context& context) {
     const Shape shape{50, 2, 32};
@@ -105,8 +106,8 @@ TEST_CASE("a row's rotation depends on its position alone", "[rotary]") {
         check_same_bits("whole", whole, expected);
         const Tensor single = copy_of(x);
         for (int64_t t = 0; t < rows; ++t) {
-          rotary(context, single.view().rows(t, 1), std::span(positions).subspan(static_cast<size_t>(t), 1),
-                 10000.0);
+          rotary(context, single.view().rows(t, 1),
+                 std::span(positions).subspan(static_cast<size_t>(t), 1), 10000.0);
         }
         check_same_bits("row by row", single, expected);
         // Far neighbours: the table is laid out per row instead of per position.
