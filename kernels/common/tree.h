@@ -51,7 +51,8 @@ class TreeStack {
     --waiting_;
   }
 
-  std::array<uint64_t, 65> last_{};  // last leaf under each waiting buffer
+  // Last leaf under each waiting buffer. Not cleared: a stack is made for each row of a table.
+  std::array<uint64_t, 65> last_;  // NOLINT
   int waiting_ = 0;
 };
 

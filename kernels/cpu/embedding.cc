@@ -36,8 +36,12 @@ RowsByToken sort_rows(Arena& arena, std::span<const int32_t> tokens, int64_t voc
   return sorted;
 }
 
-// Columns of one row that are summed at a time: their tree's buffers stay in the first-level cache.
-inline constexpr int64_t kColumns = 128;
+// Vectors of one row that are summed at a time: they stay in registers while the rows pass.
+inline constexpr int kVectors = 8;
+inline constexpr int64_t kColumns = kVectors * VecF::kLanes;
+struct Part {
+  VecF v[kVectors];
+};
 
 struct SlotArgs {
   const int64_t* unit_end;  // first row after each unit, from the slot's first row
@@ -45,40 +49,71 @@ struct SlotArgs {
   bool add;
 };
 
+// Columns [column, column + n) of rows row[0 … count - 1], n <= kColumns.
+template <class T>
+Part sum_rows(const T* dy, int64_t width, int64_t column, int64_t n, const int32_t* row,
+              int64_t count) {
+  Part sum;
+  for (VecF& each : sum.v) each = zero();
+  if (n == kColumns) {
+    for (int64_t r = 0; r < count; ++r) {
+      const T* from = dy + row[r] * width + column;
+      for (int i = 0; i < kVectors; ++i) sum.v[i] = sum.v[i] + load(from + i * VecF::kLanes);
+    }
+    return sum;
+  }
+  for (int64_t r = 0; r < count; ++r) {
+    const T* from = dy + row[r] * width + column;
+    int vector = 0;
+    each_vector(
+        0, n, [&](int64_t i) { sum.v[vector] = sum.v[vector] + load(from + i), ++vector; },
+        [&](int64_t i, int k) { sum.v[vector] = sum.v[vector] + load(from + i, k); });
+  }
+  return sum;
+}
+
+template <bool kStream>
+void store_part(const Part& sum, bool add, int64_t n, float* to) {
+  int vector = 0;
+  each_vector(
+      0, n,
+      [&](int64_t i) {
+        const VecF value = sum.v[vector++];
+        add ? store(to + i, load(to + i) + value) : put<kStream>(to + i, value);
+      },
+      [&](int64_t i, int k) {
+        const VecF value = sum.v[vector];
+        store(to + i, add ? load(to + i, k) + value : value, k);
+      });
+}
+
 // One row of the gradient: its summands are rows row[0] < row[1] < … of dy, which already stand in
 // order of their units.
-template <class T>
+template <bool kStream, class T>
 void sum_token(const SlotArgs& args, const T* dy, const int32_t* row, int64_t count, float* out) {
-  std::array<std::array<float, kColumns>, 32> sums;
+  std::array<Part, 32> sums;
+  const auto join = [&](int into, int from) {
+    Part& to = sums[static_cast<size_t>(into)];
+    const Part& other = sums[static_cast<size_t>(from)];
+    for (int i = 0; i < kVectors; ++i) to.v[i] = to.v[i] + other.v[i];
+  };
   for (int64_t column = 0; column < args.width; column += kColumns) {
     const int64_t n = std::min(kColumns, args.width - column);
-    int64_t next = 0;
-    int64_t unit = 0;
-    const auto present = [&] {  // whether another unit holds this token; moves to it
-      if (next == count) return false;
-      while (row[next] >= args.unit_end[unit]) ++unit;
-      return true;
-    };
     TreeStack tree;
-    const auto join = [&](int into, int from) {
-      float* to = sums[static_cast<size_t>(into)].data();
-      const float* other = sums[static_cast<size_t>(from)].data();
-      for (int64_t i = 0; i < n; ++i) to[i] = to[i] + other[i];
-    };
-    while (present()) {
-      float* sum = sums[static_cast<size_t>(tree.push(unit, join))].data();
-      std::fill_n(sum, n, 0.0f);
-      for (; next < count && row[next] < args.unit_end[unit]; ++next) {
-        const T* from = dy + row[next] * args.width + column;
-        each_vector(
-            0, n, [&](int64_t i) { store(sum + i, load(sum + i) + load(from + i)); },
-            [&](int64_t i, int k) { store(sum + i, load(sum + i, k) + load(from + i, k), k); });
-      }
+    int64_t unit = 0;
+    for (int64_t next = 0; next < count;) {
+      while (row[next] >= args.unit_end[unit]) ++unit;
+      int64_t end = next + 1;
+      while (end < count && row[end] < args.unit_end[unit]) ++end;
+      sums[static_cast<size_t>(tree.push(unit, join))] =
+          sum_rows(dy, args.width, column, n, row + next, end - next);
+      next = end;
     }
     tree.finish(join);
-    float* to = out + column;
-    for (int64_t i = 0; i < n; ++i)
-      to[i] = args.add ? to[i] + sums[0][static_cast<size_t>(i)] : sums[0][static_cast<size_t>(i)];
+    if (count == 0) {
+      for (VecF& each : sums[0].v) each = zero();
+    }
+    store_part<kStream>(sums[0], args.add, n, out + column);
   }
 }
 
@@ -99,6 +134,7 @@ void backward_typed(Context& context, AnyView dy, std::span<const int32_t> token
       unit_end[u] = segments.end(0, slot, u) - first_row;
     }
     const SlotArgs args{unit_end, width, write == Write::kAdd};
+    const bool past_caches = !args.add && streams(out + slot * vocab * width, vocab, width);
     const T* dy_slot = static_cast<const T*>(dy.data) + first_row * width;
     float* table = out + slot * vocab * width;
     // Few tokens carry most of a text's rows: small pieces, taken as threads become free.
@@ -106,12 +142,12 @@ void backward_typed(Context& context, AnyView dy, std::span<const int32_t> token
     context.parallel_dynamic((vocab + kPiece - 1) / kPiece, [&](int64_t task, int) {
       for (int64_t v = task * kPiece; v < std::min(vocab, (task + 1) * kPiece); ++v) {
         const int64_t count = sorted.first[v + 1] - sorted.first[v];
-        if (count > 0) {
-          sum_token(args, dy_slot, sorted.row + sorted.first[v], count, table + v * width);
-        } else if (!args.add) {
-          std::fill_n(table + v * width, width, 0.0f);
-        }
+        if (count == 0 && args.add) continue;
+        const int32_t* row = sorted.row + sorted.first[v];
+        past_caches ? sum_token<true>(args, dy_slot, row, count, table + v * width)
+                    : sum_token<false>(args, dy_slot, row, count, table + v * width);
       }
+      if (past_caches) stream_fence();
     });
   }
 }

@@ -9,12 +9,12 @@ namespace {
 
 // Twelve chains in named registers: latency 4 x 2 pipes = 8 on the processors at hand, up to 6 x 2
 // on others; with two operands they fit in sixteen registers. In an array they would spill and the
-// figure halve.
-template <class V, class Step, class Sum>
-double run_chains(V a, V b, V start, int64_t rounds, double per_step, Step step, Sum sum,
+// figure halve; did start(i) not differ, the compiler would merge them into one.
+template <class V, class Start, class Step, class Sum>
+double run_chains(V a, V b, Start start, int64_t rounds, double per_step, Step step, Sum sum,
                   float* sink) {
-  V c0 = start, c1 = start, c2 = start, c3 = start, c4 = start, c5 = start;
-  V c6 = start, c7 = start, c8 = start, c9 = start, c10 = start, c11 = start;
+  V c0 = start(0), c1 = start(1), c2 = start(2), c3 = start(3), c4 = start(4), c5 = start(5);
+  V c6 = start(6), c7 = start(7), c8 = start(8), c9 = start(9), c10 = start(10), c11 = start(11);
   for (int64_t i = 0; i < rounds; ++i) {
     c0 = step(c0, a, b);
     c1 = step(c1, a, b);
@@ -42,7 +42,7 @@ inline uint32_t unknown(const float* sink, uint32_t word) {
 double fp32_chains(int64_t rounds, float* sink) {
   const VecF one = broadcast(std::bit_cast<float>(unknown(sink, 0x3f800000u)));
   return run_chains(
-      one, one, one, rounds, 2.0 * VecF::kLanes,
+      one, one, [](int i) { return broadcast(static_cast<float>(i)); }, rounds, 2.0 * VecF::kLanes,
       [](VecF c, VecF a, VecF b) { return fma(a, b, c); }, [](VecF c) { return sum_lanes(c); },
       sink);
 }
@@ -51,7 +51,9 @@ double bf16_chains(int64_t rounds, float* sink) {
 #if defined(__AVX512BF16__)
   const VecPairs ones = broadcast_word(unknown(sink, 0x3f803f80u));
   return run_chains(
-      ones, ones, ones, rounds, 4.0 * VecF::kLanes,
+      ones, ones,
+      [](int i) { return VecPairs{_mm512_castps_si512(broadcast(static_cast<float>(i)).v)}; },
+      rounds, 4.0 * VecF::kLanes,
       [](VecPairs c, VecPairs a, VecPairs b) {
         return VecPairs{_mm512_castps_si512(dot_bf16({_mm512_castsi512_ps(c.v)}, a, b).v)};
       },
@@ -66,7 +68,7 @@ double int8_chains(int64_t rounds, float* sink) {
 #if defined(__AVX512VNNI__)
   const __m512i ones = _mm512_set1_epi32(static_cast<int>(word));
   return run_chains(
-      ones, ones, ones, rounds, 8.0 * 16,
+      ones, ones, [](int i) { return _mm512_set1_epi32(i); }, rounds, 8.0 * 16,
       [](__m512i c, __m512i a, __m512i b) { return _mm512_dpbusd_epi32(c, a, b); },
       [](__m512i c) { return static_cast<float>(_mm512_reduce_add_epi32(c) & 1); }, sink);
 #elif defined(__AVX2__)
@@ -74,13 +76,17 @@ double int8_chains(int64_t rounds, float* sink) {
   // the loop.
   const __m256i ones = _mm256_set1_epi32(static_cast<int>(word));
   return run_chains(
-      ones, ones, ones, rounds, 4.0 * 8,
+      ones, ones, [](int i) { return _mm256_set1_epi32(i); }, rounds, 4.0 * 8,
       [](__m256i c, __m256i a, __m256i) { return _mm256_add_epi32(c, _mm256_madd_epi16(c, a)); },
       [](__m256i c) { return static_cast<float>(_mm256_extract_epi32(c, 0) & 1); }, sink);
 #else
   const Word4 ones = {word, word, word, word};
+  const auto start = [](int i) {
+    const auto n = static_cast<uint32_t>(i);
+    return Word4{n, n, n, n};
+  };
   return run_chains(
-      ones, ones, ones, rounds, 2.0 * 4, [](Word4 c, Word4 a, Word4 b) { return c * a + b; },
+      ones, ones, start, rounds, 2.0 * 4, [](Word4 c, Word4 a, Word4 b) { return c * a + b; },
       [](Word4 c) { return static_cast<float>(c[0] & 1u); }, sink);
 #endif
 }

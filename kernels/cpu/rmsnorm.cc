@@ -26,22 +26,49 @@ float row_sum(int64_t width, Full&& full, Part&& part) {
   return sum_lanes((sum0 + sum1) + (sum2 + sum3));
 }
 
+inline float square_sum(const float* row, int64_t width) {
+  return row_sum(
+      width,
+      [&](VecF sum, int64_t i) {
+        const VecF v = load(row + i);
+        return fma(v, v, sum);
+      },
+      [&](VecF sum, int64_t i, int count) {
+        const VecF v = load(row + i, count);
+        return fma(v, v, sum);
+      });
+}
+
+// Two elements per lane at a time; what is left of the row one per lane.
+inline float square_sum(const bf16* row, int64_t width) {
+  constexpr int64_t kStep = 2 * VecPairs::kLanes;
+  VecF sum0 = zero(), sum1 = zero();
+  int64_t i = 0;
+  for (; i + 2 * kStep <= width; i += 2 * kStep) {
+    const VecPairs a = load_pairs(row + i), b = load_pairs(row + i + kStep);
+    sum0 = dot_bf16(sum0, a, a);
+    sum1 = dot_bf16(sum1, b, b);
+  }
+  each_vector(
+      i, width,
+      [&](int64_t at) {
+        const VecF v = load(row + at);
+        sum0 = fma(v, v, sum0);
+      },
+      [&](int64_t at, int count) {
+        const VecF v = load(row + at, count);
+        sum1 = fma(v, v, sum1);
+      });
+  return sum_lanes(sum0 + sum1);
+}
+
 template <bool kStream, class T>
 void forward_rows(const T* x, const float* gain, double eps, T* y, float* inv, int64_t width,
                   int64_t begin, int64_t end) {
   for (int64_t t = begin; t < end; ++t) {
     const T* row = x + t * width;
     T* out = y + t * width;
-    const float squares = row_sum(
-        width,
-        [&](VecF sum, int64_t i) {
-          const VecF v = load(row + i);
-          return fma(v, v, sum);
-        },
-        [&](VecF sum, int64_t i, int count) {
-          const VecF v = load(row + i, count);
-          return fma(v, v, sum);
-        });
+    const float squares = square_sum(row, width);
     const double mean = static_cast<double>(squares) / static_cast<double>(width);
     const auto scale = static_cast<float>(1.0 / std::sqrt(mean + eps));
     if (inv != nullptr) inv[t] = scale;
@@ -88,40 +115,51 @@ struct BackwardArgs {
   int64_t width;
 };
 
-// dx of one row, and its part of dgain added to `dgain`.
-template <bool kStream, class T>
-void backward_row(const BackwardArgs& args, const T* dy, const T* x, float inv, const T* add, T* dx,
-                  float* dgain) {
+// dx of kRows neighbouring rows, and their parts of dgain added to `dgain` in row order: gain and
+// dgain pass through registers once for all of them.
+template <bool kStream, int kRows, class T>
+void backward_rows(const BackwardArgs& args, const T* dy, const T* x, const float* inv,
+                   const T* add, T* dx, float* dgain) {
   const int64_t width = args.width;
   const float* gain = args.gain;
-  const float dot = row_sum(
-      width,
-      [&](VecF sum, int64_t i) { return fma(load(gain + i) * load(dy + i), load(x + i), sum); },
-      [&](VecF sum, int64_t i, int count) {
-        return fma(load(gain + i, count) * load(dy + i, count), load(x + i, count), sum);
-      });
-  const VecF r = broadcast(inv);
-  const VecF c = broadcast(dot / static_cast<float>(width) * inv * inv);
-  const auto body = [&](VecF g, VecF d, VecF v, VecF partial, VecF carried, VecF& sum) {
-    const VecF dr = d * r;
-    sum = fma(dr, v, partial);
-    return fma(dr, g, carried - (v * r) * c);
+  VecF r[kRows], c[kRows];
+  for (int row = 0; row < kRows; ++row) {
+    const T* d = dy + row * width;
+    const T* v = x + row * width;
+    const float dot = row_sum(
+        width,
+        [&](VecF sum, int64_t i) { return fma(load(gain + i) * load(d + i), load(v + i), sum); },
+        [&](VecF sum, int64_t i, int n) {
+          return fma(load(gain + i, n) * load(d + i, n), load(v + i, n), sum);
+        });
+    r[row] = broadcast(inv[row]);
+    c[row] = broadcast(dot / static_cast<float>(width) * inv[row] * inv[row]);
+  }
+  const auto step = [&](int row, VecF g, VecF d, VecF v, VecF carried, VecF& sum) {
+    const VecF dr = d * r[row];
+    sum = fma(dr, v, sum);
+    return fma(dr, g, carried - (v * r[row]) * c[row]);
   };
-  VecF sum;
   each_vector(
       0, width,
       [&](int64_t i) {
-        const VecF carried = add != nullptr ? load(add + i) : zero();
-        put<kStream>(
-            dx + i, body(load(gain + i), load(dy + i), load(x + i), load(dgain + i), carried, sum));
+        const VecF g = load(gain + i);
+        VecF sum = load(dgain + i);
+        for (int row = 0; row < kRows; ++row) {
+          const int64_t at = row * width + i;
+          const VecF carried = add != nullptr ? load(add + at) : zero();
+          put<kStream>(dx + at, step(row, g, load(dy + at), load(x + at), carried, sum));
+        }
         store(dgain + i, sum);
       },
       [&](int64_t i, int n) {
-        const VecF carried = add != nullptr ? load(add + i, n) : zero();
-        store(dx + i,
-              body(load(gain + i, n), load(dy + i, n), load(x + i, n), load(dgain + i, n), carried,
-                   sum),
-              n);
+        const VecF g = load(gain + i, n);
+        VecF sum = load(dgain + i, n);
+        for (int row = 0; row < kRows; ++row) {
+          const int64_t at = row * width + i;
+          const VecF carried = add != nullptr ? load(add + at, n) : zero();
+          store(dx + at, step(row, g, load(dy + at, n), load(x + at, n), carried, sum), n);
+        }
         store(dgain + i, sum, n);
       });
 }
@@ -206,15 +244,20 @@ void backward_typed(Context& context, AnyView dy, AnyView x, AnyView gain, AnyVi
     const RowBlock block = blocks[static_cast<size_t>(b)];
     float* sums = partial_BD + b * width;
     std::fill_n(sums, width, 0.0f);
-    for (int64_t t = block.begin; t < block.end; ++t) {
+    const auto advance = [&]<int kRows>(int64_t t, std::integral_constant<int, kRows>) {
       const T* carried = in_add != nullptr ? in_add + t * width : nullptr;
       const int64_t at = t * width;
       if (past_caches) {
-        backward_row<true>(args, in_dy + at, in_x + at, args.inv[t], carried, out + at, sums);
+        backward_rows<true, kRows>(args, in_dy + at, in_x + at, args.inv + t, carried, out + at,
+                                   sums);
       } else {
-        backward_row<false>(args, in_dy + at, in_x + at, args.inv[t], carried, out + at, sums);
+        backward_rows<false, kRows>(args, in_dy + at, in_x + at, args.inv + t, carried, out + at,
+                                    sums);
       }
-    }
+    };
+    int64_t t = block.begin;
+    for (; t + 4 <= block.end; t += 4) advance(t, std::integral_constant<int, 4>{});
+    for (; t < block.end; ++t) advance(t, std::integral_constant<int, 1>{});
     if (past_caches) stream_fence();
   });
   join_dgain(context, segments, partial_BD, first_block, width, static_cast<float*>(dgain.data),

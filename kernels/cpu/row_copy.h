@@ -23,6 +23,10 @@ void copy_row(const void* from, void* to, int64_t bytes) {
   }
 }
 
+inline void prefetch_row(const char* row, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i);
+}
+
 // to[r] = from[source[r]] for `rows` rows of `row_bytes`.
 inline void copy_rows(Context& context, const void* from, const int32_t* source, void* to,
                       int64_t rows, int64_t row_bytes) {
@@ -31,6 +35,8 @@ inline void copy_rows(Context& context, const void* from, const int32_t* source,
   const bool past_caches = streams(out, rows, row_bytes);
   sweep_rows(context, rows, row_bytes / 2, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
+      // Where the next row lies no hardware can guess.
+      if (r + 1 < end) prefetch_row(in + int64_t{source[r + 1]} * row_bytes, row_bytes);
       const char* row = in + int64_t{source[r]} * row_bytes;
       past_caches ? copy_row<true>(row, out + r * row_bytes, row_bytes)
                   : copy_row<false>(row, out + r * row_bytes, row_bytes);

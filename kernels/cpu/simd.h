@@ -474,12 +474,18 @@ inline VecF dot_bf16(VecF acc, VecPairs a, VecPairs b) {
 
 // Lanes added by halves: lane i + lane i + n/2, then again, down to one.
 inline float sum_lanes(VecF a) {
-  alignas(64) float lane[VecF::kLanes];
-  store(lane, a);
-  for (int half = VecF::kLanes / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) lane[i] = lane[i] + lane[i + half];
-  }
-  return lane[0];
+#if defined(__AVX512F__)
+  const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
+#elif defined(__AVX2__)
+  const __m256 eight = a.v;
+#endif
+#if defined(__AVX2__)
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+#else
+  return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]);
+#endif
 }
 inline float max_lanes(VecF a) {
   alignas(64) float lane[VecF::kLanes];
@@ -492,6 +498,17 @@ inline float max_lanes(VecF a) {
 
 inline VecF reciprocal(VecF a) {
   return broadcast(1.0f) / a;
+}
+// 1 / a within 2^-13 for a and 1 / a normal: an estimate where the set has one.
+inline VecF fast_reciprocal(VecF a) {
+#if defined(__AVX512F__)
+  return {_mm512_rcp14_ps(a.v)};
+#elif defined(__AVX2__)
+  const VecF y = {_mm256_rcp_ps(a.v)};  // within 1.5 * 2^-12; one step of Newton's squares it
+  return fma(y, fma(broadcast(0.0f) - a, y, broadcast(1.0f)), y);
+#else
+  return reciprocal(a);
+#endif
 }
 inline VecF reciprocal_sqrt(VecF a) {
   return broadcast(1.0f) / sqrt(a);
