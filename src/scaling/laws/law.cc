@@ -38,8 +38,9 @@ std::vector<double> Law::internalize(std::span<const double> published) const {
   std::vector<double> out(published.begin(), published.end());
   for (size_t i = 0; i < out.size(); ++i) {
     if (!all[i].log_space) continue;
-    if (!(out[i] > 0))
-      throw DataError("law {}: parameter {} is {}, it must be above 0", name(), all[i].name, out[i]);
+    // 0 stands: a forced fit may have lost a term, whose logarithm is then -infinity.
+    if (!(out[i] >= 0))
+      throw DataError("law {}: parameter {} is {}, it must not be negative", name(), all[i].name, out[i]);
     out[i] = std::log(out[i]);
   }
   return out;
