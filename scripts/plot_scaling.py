@@ -145,6 +145,8 @@ def plot_frontier(runs: Runs, fits: list[Fit]) -> style.Figure:
     axis.set_ylabel("validation loss (nats per token)")
     axis.legend(loc="upper right")
     axis.set_xlim(*style.limits(runs.c))
+    low, high = runs.loss.min(), runs.loss.max()  # a wild interval must not hide the runs
+    axis.set_ylim(low - 0.15 * (high - low), high + 0.05 * (high - low))
     style.log_axis(axis, "x", counts=False)
     return figure
 
@@ -187,8 +189,10 @@ def plot_optimum(runs: Runs, fits: list[Fit], args: argparse.Namespace) -> style
         axis.legend(loc="upper left")
     axes[0][0].set_ylabel(f"$N^*$, {runs.n_label}")
     axes[0][1].set_ylabel("$D^*$, training tokens")
-    for axis in axes[0]:
+    for axis, values in zip(axes[0], (runs.n, runs.d)):
         low, high = axis.get_ylim()
+        # a wild fit or interval must not hide the runs
+        low, high = max(low, values.min() / 30), min(high, values.max() * 30)
         axis.set_ylim(low, high * (high / low) ** 0.35)  # room for the legend
         style.log_axis(axis, "x", counts=False)
         style.log_axis(axis, "y", counts=True)

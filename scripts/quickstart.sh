@@ -11,7 +11,7 @@
 #   --ranks n       MPI ranks, one thread each (default: the cores, as a power of two)
 #   --degu BINARY   use this one; nothing is installed or built
 #
-# Run again, it goes on where it stopped, or says that all is done. Exit codes are degu's (docs/exit-codes.md).
+# Run again, it goes on where it stopped, or says that all is done. Exit codes are degu's (docs/cli.md).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 cd "$DEGU_ROOT"
