@@ -21,12 +21,10 @@
 
 namespace degu {
 
-// A merged document with the file and line of every node. Opaque, so that yaml-cpp stays in one
-// .cc.
+// A merged document with the file and line of every node. Opaque: yaml-cpp stays behind it.
 class YamlDocument {
  public:
-  // IoError when a file cannot be read, ConfigError when it is not what the top of this header
-  // says.
+  // IoError when a file cannot be read, ConfigError when its content is refused.
   static YamlDocument from_file(const std::string& path);
   // `name` stands where a file's path would in messages; includes are relative to its folder.
   static YamlDocument from_text(std::string_view text, const std::string& name);

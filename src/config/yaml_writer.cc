@@ -145,8 +145,10 @@ class Writer : public Printer {
   void end_list() override { depth_ -= 1; }
 
  private:
+  // Of an entry's first field above the dash, which stays with the field.
   void comment(const char* help) {
-    if (with_help_) text_ += fmt::format("{}# {}\n", indent(), help);
+    const size_t columns = 2 * depth_ - (dash_ ? 2 : 0);
+    if (with_help_) text_ += fmt::format("{:{}}# {}\n", "", columns, help);
   }
   // The first line of a list's entry carries its dash.
   std::string indent() {

@@ -126,15 +126,15 @@ Memory count_memory(const ModelShape& shape, const MemoryOptions& options) {
   const double embedding = static_cast<double>(p.embedding);
 
   Memory m;
-  m.weights = 4 * fp32 + value * (matrices + local_experts);
-  // A tied embedding is packed as a matrix for the head; an untied one is only looked up.
-  m.backward_weights = value * (matrices + local_experts - (s.tied_head ? 0 : embedding));
+  // A tied embedding is looked up as a table and multiplied as the head's matrix.
+  m.weights = 4 * fp32 + value * (matrices + local_experts + (s.tied_head ? embedding : 0));
+  const double router = 4 * static_cast<double>(p.router);
+  m.backward_weights = value * (matrices + local_experts - (s.tied_head ? 0 : embedding)) + router;
   m.gradients = 4 * (fp32 + matrices + local_experts);
-  // Every parameter's state lives on one rank: all ranks share the dense part, and of each expert
+  m.master = 4 * (matrices + local_experts) + router;
+  // Each parameter's moments live on one rank: all ranks share the dense part, and of each expert
   // the ranks / expert_parallel that hold it.
-  const double low = matrices + experts;
-  m.master = 4 * low / options.ranks;
-  m.moments = 8 * (low + fp32) / options.ranks;
+  m.moments = 8 * (matrices + fp32 + experts) / options.ranks;
   m.router_bias =
       options.bias_balancing ? 4.0 * static_cast<double>(moe_layers(s)) * s.moe.experts : 0;
   m.activations_per_token = activation_bytes_per_token(s, options.bytes_per_value);

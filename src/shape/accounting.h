@@ -87,23 +87,23 @@ std::vector<std::pair<std::string_view, int64_t>> flops_by_operator(const Flops&
 double training_flops(const ModelShape& shape, int64_t sequence, double tokens);
 
 struct MemoryOptions {
-  int bytes_per_value = 2;  // of weights and activations: 2 bf16, 4 fp32
+  int bytes_per_value = 2;  // of packed weights and activations: 2 bf16, 4 fp32
   bool bias_balancing = false;
-  int ranks = 1;  // data-parallel ranks, over which the optimizer state is sharded
-  int expert_parallel =
-      1;  // ranks among which each layer's experts are spread; divides `ranks` and E
+  int ranks = 1;            // data-parallel; the optimizer's moments are sharded over them
+  int expert_parallel = 1;  // ranks that share each layer's experts; divides `ranks` and E
 };
 
-// Bytes on each rank. Gains and routers are fp32 and are their own master.
+// Bytes on each rank, as model/parameters.h and optim/sharded_adamw.h hold them. Routers are packed
+// in fp32; gains are fp32 and their own master. A tied embedding is kept as a table and as the
+// head's matrix. Padding of packed tiles is not counted.
 struct Memory {
-  double weights = 0;  // what the forward pass reads
-  double backward_weights =
-      0;                   // the matrices once more, in the orientation that dX reads (training)
-  double gradients = 0;    // fp32, one copy
-  double master = 0;       // fp32, sharded
-  double moments = 0;      // two in fp32, sharded
-  double router_bias = 0;  // fp32 [E] per MoE block with bias balancing
-  double activations_per_token = 0;  // kept for the backward pass; see activation_bytes_per_token
+  double weights = 0;           // what the forward pass reads
+  double backward_weights = 0;  // training: the matrices as dX reads them
+  double gradients = 0;         // fp32, one sum; reproducible runs park one more per tree level
+  double master = 0;            // fp32 of whatever is packed; whole on each rank
+  double moments = 0;           // two in fp32, sharded
+  double router_bias = 0;       // fp32 [E] per MoE block with bias balancing
+  double activations_per_token = 0;  // kept for the backward pass
   double kv_cache_per_token = 0;     // 2 L G A values
   double serving() const { return weights + router_bias; }
   double training() const {

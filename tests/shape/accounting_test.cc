@@ -143,10 +143,10 @@ TEST_CASE("bytes by category") {
   degu::Memory m = degu::count_memory(s, {.bytes_per_value = 2, .bias_balancing = true});
   const double fp32 = 40 + 32;
   const double low = 2240 - fp32;
-  CHECK(m.weights == 4 * fp32 + 2 * low);
-  CHECK(m.backward_weights == 2 * low);
+  CHECK(m.weights == 4 * fp32 + 2 * (low + 800));
+  CHECK(m.backward_weights == 2 * low + 4 * 32);
   CHECK(m.gradients == 4 * 2240);
-  CHECK(m.master == 4 * low);
+  CHECK(m.master == 4 * (low + 32));
   CHECK(m.moments == 8 * 2240);
   CHECK(m.router_bias == 4 * 4);
   CHECK(m.kv_cache_per_token == 2 * 2 * 1 * 4 * 2);
@@ -154,9 +154,9 @@ TEST_CASE("bytes by category") {
         m.weights + m.backward_weights + m.gradients + m.master + m.moments + m.router_bias);
 
   m = degu::count_memory(s, {.bytes_per_value = 4, .ranks = 4, .expert_parallel = 2});
-  CHECK(m.weights == 4 * fp32 + 4 * (low - 480 + 240));
+  CHECK(m.weights == 4 * fp32 + 4 * (low - 480 + 240 + 800));
   CHECK(m.gradients == 4 * (2240 - 240));
-  CHECK(m.master == 4 * low / 4);
+  CHECK(m.master == 4 * (low - 240 + 32));
   CHECK(m.moments == 8 * 2240 / 4.0);
   CHECK(m.router_bias == 0);
   CHECK_THROWS_AS(degu::count_memory(s, {.ranks = 3, .expert_parallel = 2}), degu::ConfigError);
@@ -165,7 +165,9 @@ TEST_CASE("bytes by category") {
   ModelShape untied = s;
   untied.tied_head = false;
   m = degu::count_memory(untied);
-  CHECK(m.backward_weights == 2 * low);  // the head's matrix, not the table that is looked up
+  CHECK(m.weights == 4 * fp32 + 2 * (low + 800));
+  CHECK(m.backward_weights ==
+        2 * low + 4 * 32);  // the head's matrix, not the table that is looked up
 }
 
 TEST_CASE("activations kept per token") {
