@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <numeric>
 
 #include "base/random.h"
 #include "comm/tree.h"
@@ -135,7 +136,8 @@ void HostCommunicator::verify(const Call& mine) {
   std::vector<Piece> pieces(all.size());
   for (size_t r = 0; r < all.size(); ++r)
     pieces[r] = {reinterpret_cast<std::byte*>(&all[r]), sizeof(Call)};
-  gather("verification", {reinterpret_cast<std::byte*>(&call), sizeof(Call)}, pieces);
+  gather(kKindNames[static_cast<size_t>(mine.kind)],
+         {reinterpret_cast<std::byte*>(&call), sizeof(Call)}, pieces);
   for (size_t r = 1; r < all.size(); ++r) {
     if (std::memcmp(&all[0], &all[r], sizeof(Call)) == 0) continue;
     throw CommError(
@@ -154,7 +156,7 @@ void HostCommunicator::verify_rows(Counts send_rows, Counts recv_rows) {
   std::vector<Piece> pieces(n);
   const size_t bytes = mine.size() * sizeof(int64_t);
   for (size_t r = 0; r < n; ++r) pieces[r] = {reinterpret_cast<std::byte*>(&all[r * 2 * n]), bytes};
-  gather("verification", {reinterpret_cast<std::byte*>(mine.data()), bytes}, pieces);
+  gather("all_to_all_rows", {reinterpret_cast<std::byte*>(mine.data()), bytes}, pieces);
   for (size_t from = 0; from < n; ++from) {
     for (size_t to = 0; to < n; ++to) {
       const int64_t sent = all[from * 2 * n + to];
@@ -389,13 +391,21 @@ std::vector<std::string> HostCommunicator::gather_text(std::string_view mine) {
     recv_pieces_[r] = {reinterpret_cast<std::byte*>(&lengths[r]), sizeof(int64_t)};
   }
   gather("gather_text", {reinterpret_cast<std::byte*>(&my_length), sizeof(int64_t)}, recv_pieces_);
-  std::vector<std::string> all(n);
-  for (size_t r = 0; r < n; ++r) {
-    all[r].resize(static_cast<size_t>(lengths[r]));
-    recv_pieces_[r] = {reinterpret_cast<std::byte*>(all[r].data()), all[r].size()};
+  std::string joined(
+      static_cast<size_t>(std::accumulate(lengths.begin(), lengths.end(), int64_t{0})), '\0');
+  size_t begin = 0;
+  for (size_t r = 0; r < n; begin += recv_pieces_[r].bytes, ++r) {
+    recv_pieces_[r] = {reinterpret_cast<std::byte*>(joined.data() + begin),
+                       static_cast<size_t>(lengths[r])};
   }
   std::string copy(mine);
   gather("gather_text", {reinterpret_cast<std::byte*>(copy.data()), copy.size()}, recv_pieces_);
+  std::vector<std::string> all;
+  begin = 0;
+  for (int64_t length : lengths) {
+    all.push_back(joined.substr(begin, static_cast<size_t>(length)));
+    begin += static_cast<size_t>(length);
+  }
   return all;
 }
 

@@ -39,7 +39,8 @@ class HostCommunicator : public Communicator {
   // copied.
   virtual void exchange(const char* what, std::span<const Piece> send,
                         std::span<const Piece> recv) = 0;
-  // all[r] becomes rank r's `mine`; all[rank()] may be `mine` itself.
+  // all[r] becomes rank r's `mine`; all[rank()] may be `mine` itself. The pieces of `all` are
+  // neighbours in memory, in rank order, and of the same sizes on all ranks.
   virtual void gather(const char* what, Piece mine, std::span<const Piece> all) = 0;
   virtual void send_from(const char* what, Piece data, int root) = 0;
   virtual void wait_for_all(const char* what) = 0;
