@@ -6,24 +6,17 @@
 
 #include "cli/command.h"
 #include "config/yaml.h"
-#include "shape/model_shape.h"
-#ifdef DEGU_HAS_TRAIN
-#include "train/train_config.h"
-#endif
-#ifdef DEGU_HAS_SWEEP
 #include "scaling/sweep/config.h"
-#endif
+#include "train/train_config.h"
 
 namespace degu {
 namespace {
 
-#ifdef DEGU_HAS_SWEEP
 // A sweep's file is a run's with one part more.
 struct SweepPart {
   scaling::SweepConfig sweep;
   void fields(Fields& f) { f("sweep", sweep, "which models are trained, at which budgets"); }
 };
-#endif
 
 struct Topic {
   const char* name;
@@ -38,15 +31,9 @@ constexpr Topic topic(const char* name, const char* summary) {
 }
 
 constexpr Topic kTopics[] = {
-#ifdef DEGU_HAS_TRAIN
     topic<RunConfig>("run", "A run: `degu train CONFIG`; `degu info` needs its `model:` alone."),
-#else
-    topic<ModelShape>("model", "The `model:` part of a run."),
-#endif
-#ifdef DEGU_HAS_SWEEP
     topic<SweepPart>(
         "sweep", "What `degu sweep CONFIG` needs besides a run's parts, which its members share."),
-#endif
 };
 
 // Text in a table's cell.

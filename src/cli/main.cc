@@ -13,37 +13,17 @@ namespace degu {
 namespace {
 
 constexpr Command kCommands[] = {
-#ifdef DEGU_HAS_INFO
     {"info", "parameters, FLOPs and bytes of a model; versions and machine without one",
      attach_info},
-#endif
-#ifdef DEGU_HAS_DATA
     {"data", "text to tokenizer and token shards", attach_data},
-#endif
-#ifdef DEGU_HAS_TRAIN
     {"train", "train one model", attach_train},
-#endif
-#ifdef DEGU_HAS_EVAL
     {"eval", "validation loss of a checkpoint", attach_eval},
-#endif
-#ifdef DEGU_HAS_SWEEP
     {"sweep", "train a grid of models for a scaling law", attach_sweep},
-#endif
-#ifdef DEGU_HAS_FIT
     {"fit", "fit a scaling law to a table of runs", attach_fit},
-#endif
-#ifdef DEGU_HAS_PLAN
     {"plan", "the best model for a budget, from a fitted law", attach_plan},
-#endif
-#ifdef DEGU_HAS_BENCH
     {"bench", "this machine's peaks and each operator's share of them", attach_bench},
-#endif
-#ifdef DEGU_HAS_EXPORT
     {"export", "checkpoints to and from safetensors", attach_export},
-#endif
-#ifdef DEGU_HAS_HELP
     {"help", "the YAML reference: every key, its default and meaning", attach_help},
-#endif
 };
 
 // The command, then what a full disk behind `> result.json` would otherwise hide.
