@@ -9,6 +9,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <filesystem>
 #include <functional>
@@ -16,6 +18,7 @@
 
 #include "base/log.h"
 #include "base/random.h"
+#include "base/timer.h"
 #include "io/atomic_file.h"
 #include "io/checkpoint.h"
 #include "temporary_folder.h"
@@ -172,7 +175,12 @@ TEST_CASE("SIGKILL at any moment of writing leaves the last good checkpoint") {
   const RandomStream draw(5, "kill");
   int64_t last = 0;
   int partial = 0;
-  for (uint64_t round = 0; round < 40; ++round) {
+  // Moments are drawn over the time that a few checkpoints take on this machine now; on a busy one
+  // more rounds may be needed until some were caught in the middle and some got through.
+  const Timer timer;
+  write_step(temporary.path(), 0);
+  const auto span = static_cast<uint64_t>(std::max(20'000.0, 4e6 * timer.seconds()));
+  for (uint64_t round = 0; round < 40 || (round < 400 && (partial == 0 || last == 0)); ++round) {
     const pid_t child = ::fork();
     if (child == 0) {
       // Without end: the same step twice now and then, so that replacing is interrupted too.
@@ -182,7 +190,7 @@ TEST_CASE("SIGKILL at any moment of writing leaves the last good checkpoint") {
         prune_checkpoints(temporary.path(), 2);
       }
     }
-    ::usleep(static_cast<useconds_t>(2000 + draw.below(round, 60'000)));
+    ::usleep(static_cast<useconds_t>(2000 + draw.below(round, span)));
     ::kill(child, SIGKILL);
     int status = 0;
     ::waitpid(child, &status, 0);
