@@ -144,12 +144,18 @@ fi
 
 heading "plan"
 budget="$("$python" -c "print(f'{1.2e13 * $scale:.6g}')")"
-if fresh "$out/planned.yaml" "$out/fit_experts.json"; then
+plan() {
+  "$degu" plan --fit "$1" --flops "$budget" --set train.evaluate_every=100 --set train.checkpoint_every=500 \
+    --out "$out/planned.yaml" --json-out "$out/plan.json"
+}
+if fresh "$out/planned.yaml" "$out/fit_experts.json" "$out/fit_law.json"; then
   echo "$out/planned.yaml is there"
 else
-  "$degu" plan --fit "$out/fit_experts.json" --flops "$budget" --set train.evaluate_every=100 \
-    --set train.checkpoint_every=500 --out "$out/planned.yaml" --json-out "$out/plan.json"
-  made "$out/planned.yaml" "$out/fit_experts.json"
+  if ! plan "$out/fit_experts.json"; then
+    echo "quickstart: no plan from that law, as said above; the dense law plans instead"
+    plan "$out/fit_law.json"
+  fi
+  made "$out/planned.yaml" "$out/fit_experts.json" "$out/fit_law.json"
 fi
 
 heading "training the planned model"
