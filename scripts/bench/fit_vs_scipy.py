@@ -58,7 +58,7 @@ def objective(theta: np.ndarray, ln_n: np.ndarray, ln_d: np.ndarray, ln_l: np.nd
     return value, np.array([slope @ p0, g1.sum(), g2.sum(), -g1 @ ln_n, -g2 @ ln_d])
 
 
-def solve(start: np.ndarray, data: tuple, weight: np.ndarray):
+def solve(start: np.ndarray, data: tuple, weight: np.ndarray) -> OptimizeResult:
     return minimize(objective, start, args=(*data, weight), jac=True, method="L-BFGS-B",
                     options={"maxiter": 3000, "maxfun": 6000, "ftol": 1e-12, "gtol": 1e-6})
 
