@@ -66,8 +66,9 @@ SelectionOptions selection_options(const FitCommand& command, const Law& law) {
   if (!command.last.empty()) {
     const size_t colon = command.last.find(':');
     if (colon == std::string::npos)
-      throw ConfigError("--last {}: write it as the column of the run's name:the column of its order",
-                        command.last);
+      throw ConfigError(
+          "--last {}: write it as the column of the run's name:the column of its order",
+          command.last);
     out.last_by = command.last.substr(0, colon);
     out.last_order = command.last.substr(colon + 1);
   }
@@ -115,8 +116,8 @@ void add_other_definition(const FitCommand& command, const RunTable& table, cons
   }
 }
 
-// What the planner needs of a degu table: the sizes seen, how fast they ran, the learning rate of the best of the largest runs,
-// and the configuration they share.
+// What the planner needs of a degu table: the sizes seen, how fast they ran, the learning rate of
+// the best of the largest runs, and the configuration they share.
 void add_sweep_facts(const RunTable& table, const Selection& selection, Json& out) {
   std::set<std::pair<int64_t, int64_t>> sizes;
   Json speed = Json::array();
@@ -154,8 +155,9 @@ std::string interval_text(const Json& summary) {
 void print_params(const Json& fit) {
   const Json& boot = fit["bootstrap"]["params"];
   fmt::print("  {:<14} {:>13} {:>11} {}\n", "parameter", "value", "std. error",
-             boot.empty() ? "" : fmt::format("  bootstrap mean, s.e., 95 % interval ({} resamples)",
-                                             fit["bootstrap"]["count"].get<int>()));
+             boot.empty() ? ""
+                          : fmt::format("  bootstrap mean, s.e., 95 % interval ({} resamples)",
+                                        fit["bootstrap"]["count"].get<int>()));
   for (const auto& [name, value] : fit["params"].items()) {
     std::string error = "-";
     if (fit.contains("standard_errors") && fit["standard_errors"][name].is_number())
@@ -168,8 +170,7 @@ void print_params(const Json& fit) {
 void print_optimum(const Json& optimum, const char* title) {
   fmt::print("{} under N = {}: N* = {:.4g} C^{:.4f}, D* = {:.4g} C^{:.4f}\n", title,
              optimum["n_definition"].get<std::string>(), optimum["k_N"].get<double>(),
-             optimum["a"].get<double>(), optimum["k_D"].get<double>(),
-             optimum["b"].get<double>());
+             optimum["a"].get<double>(), optimum["k_D"].get<double>(), optimum["b"].get<double>());
   if (optimum.contains("a_interval"))
     fmt::print("  95 % intervals: a {:.4f} … {:.4f}, b {:.4f} … {:.4f}\n",
                optimum["a_interval"]["lo"].get<double>(), optimum["a_interval"]["hi"].get<double>(),
@@ -213,13 +214,14 @@ void print_report(const Json& fit, const Law& law) {
   if (fit.contains("optimum_other_n")) print_optimum(fit["optimum_other_n"], "the same");
   if (fit.contains("held_out")) {
     const Json& held = fit["held_out"];
-    fmt::print("held out: {} runs from {:.3g} FLOPs up, rms error of ln L {:.4g}, mean {:+.4g}, worst "
-               "{:.4g}\n",
-               held["points"].get<int>(), held["from_flops"].get<double>(),
-               held["rmse_log"].get<double>(), held["mean_log"].get<double>(),
-               held["worst_log"].get<double>());
+    fmt::print(
+        "held out: {} runs from {:.3g} FLOPs up, rms error of ln L {:.4g}, mean {:+.4g}, worst "
+        "{:.4g}\n",
+        held["points"].get<int>(), held["from_flops"].get<double>(), held["rmse_log"].get<double>(),
+        held["mean_log"].get<double>(), held["worst_log"].get<double>());
   }
-  for (const Json& warning : fit["warnings"]) fmt::print("warning: {}\n", warning.get<std::string>());
+  for (const Json& warning : fit["warnings"])
+    fmt::print("warning: {}\n", warning.get<std::string>());
 }
 
 ExitCode list_laws() {
@@ -298,9 +300,10 @@ Action attach_fit(CLI::App& app) {
                  "1: envelope of the runs, 2: isoFLOP minima, 3: the law's formula")
       ->check(CLI::Range(1, 3))
       ->capture_default_str();
-  app.add_option("--columns", c.columns,
-                 "where to find what, as N=\"Model Size\",D=…,C=…,L=…,E=…,K=…,G=…; a number holds for "
-                 "every row; without D: D = C/(6N)")
+  app.add_option(
+         "--columns", c.columns,
+         "where to find what, as N=\"Model Size\",D=…,C=…,L=…,E=…,K=…,G=…; a number holds for "
+         "every row; without D: D = C/(6N)")
       ->allow_extra_args(false);
   app.add_option("--where", c.where, "only rows for which `column op value` holds (repeatable)")
       ->allow_extra_args(false);
@@ -311,22 +314,25 @@ Action attach_fit(CLI::App& app) {
                "also rows whose learning rate was not decayed");
   app.add_flag("--all-learning-rates", c.all_learning_rates,
                "also runs that a run of another learning rate beats");
-  app.add_flag("--include-experts", c.include_experts, "also rows with experts in a law for dense models");
+  app.add_flag("--include-experts", c.include_experts,
+               "also rows with experts in a law for dense models");
   app.add_option("--bootstrap", o.bootstrap, "resamples for intervals; 0: none")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   app.add_option("--seed", o.seed, "of the bootstrap")->capture_default_str();
   app.add_option("--holdout", c.holdout, "largest: predict the largest budget from the others");
   app.add_option("--also-n", c.also_n, "column of a second definition of N for the exponents");
-  app.add_option("--delta", c.delta, "Huber threshold on ln L; inf: least squares; default: the law's own");
+  app.add_option("--delta", c.delta,
+                 "Huber threshold on ln L; inf: least squares; default: the law's own");
   app.add_option("--envelope", c.envelope, "approach 1: hull or bins")->capture_default_str();
   app.add_option("--window", o.window, "approach 2: sizes within this factor of the best")
       ->check(CLI::Range(1.0, 1e12))
       ->capture_default_str();
   app.add_option("--interpolation", c.interpolation, "approach 2: parabola or akima")
       ->capture_default_str();
-  app.add_option("--edge", c.edge,
-                 "approach 2, a minimum on the edge of the sizes: refuse, drop the budget, or force")
+  app.add_option(
+         "--edge", c.edge,
+         "approach 2, a minimum on the edge of the sizes: refuse, drop the budget, or force")
       ->capture_default_str();
   app.add_option("--threads", o.threads, "0: all cores; the result does not depend on it")
       ->check(CLI::NonNegativeNumber)

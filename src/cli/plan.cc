@@ -53,7 +53,9 @@ Json parse_json(const std::string& path) {
   }
 }
 
-Json number(double value) { return std::isfinite(value) ? Json(value) : Json(nullptr); }
+Json number(double value) {
+  return std::isfinite(value) ? Json(value) : Json(nullptr);
+}
 
 Json model_json(const PlannedModel& m) {
   const ModelShape& s = m.option.shape;
@@ -99,7 +101,8 @@ std::string quantity(double value) {
 std::string duration(double hours) {
   if (!std::isfinite(hours)) return "-";
   if (hours >= 1) return fmt::format("{:.1f} h", hours);
-  return hours * 60 >= 1 ? fmt::format("{:.1f} min", hours * 60) : fmt::format("{:.1f} s", hours * 3600);
+  return hours * 60 >= 1 ? fmt::format("{:.1f} min", hours * 60)
+                         : fmt::format("{:.1f} s", hours * 3600);
 }
 
 void print_row(const std::string& label, const PlannedModel& m, const PlannedModel& best) {
@@ -121,8 +124,8 @@ void print_plan(const Plan& plan, const FitResult& fit) {
   const PlannedModel& b = plan.best;
   fmt::print("\npredicted loss {:.4f}", b.loss);
   if (std::isfinite(b.loss_lo))
-    fmt::print(", 95 % {:.4f} … {:.4f}; a measured run within {:.4f} … {:.4f}", b.loss_lo, b.loss_hi,
-               b.measured_lo, b.measured_hi);
+    fmt::print(", 95 % {:.4f} … {:.4f}; a measured run within {:.4f} … {:.4f}", b.loss_lo,
+               b.loss_hi, b.measured_lo, b.measured_hi);
   fmt::print("\n{:.3g} parameters in all, {:.3g} per token, {:.3g} tokens, {:.1f} tokens per N\n",
              b.option.total, b.option.active, b.d, b.d / b.option.n);
   if (plan.draws > 0) {
@@ -133,9 +136,10 @@ void print_plan(const Plan& plan, const FitResult& fit) {
     fmt::print("\n");
   }
   if (b.inference_flops > 0)
-    fmt::print("lifetime: {:.3g} training + {:.3g} inference FLOPs, {:.2f} % above the cheapest "
-               "for this loss\n",
-               b.flops, b.inference_flops, 100 * b.lifetime_excess);
+    fmt::print(
+        "lifetime: {:.3g} training + {:.3g} inference FLOPs, {:.2f} % above the cheapest "
+        "for this loss\n",
+        b.flops, b.inference_flops, 100 * b.lifetime_excess);
   for (const std::string& warning : plan.warnings) fmt::print("warning: {}\n", warning);
 }
 
@@ -159,7 +163,8 @@ RunConfig base_config(const PlanCommand& command, const Json& fit) {
   if (path.empty()) path = fact<std::string>(fit, "config", command.fit).value_or("");
   if (path.empty() || !std::filesystem::exists(path))
     throw ConfigError(
-        "plan: {} is needed for everything but the model's size; give a run's or a sweep's YAML with "
+        "plan: {} is needed for everything but the model's size; give a run's or a sweep's YAML "
+        "with "
         "--base",
         path.empty() ? std::string("a base configuration") : path);
   const BaseFile file = load_config<BaseFile>(path, command.overrides);
@@ -216,8 +221,8 @@ Json plan_json(const Plan& plan, const FitResult& fit, const PlanCommand& comman
   Json out = {{"law", fit.law},
               {"fit", command.fit},
               {"n_definition", fit.n_definition},
-              {"budget", command.flops > 0 ? Json{{"flops", command.flops}}
-                                           : Json{{"hours", command.hours}}},
+              {"budget",
+               command.flops > 0 ? Json{{"flops", command.flops}} : Json{{"hours", command.hours}}},
               {"inference_tokens", command.inference_tokens},
               {"best", model_json(plan.best)},
               {"alternatives", Json::array()}};
@@ -245,7 +250,9 @@ ExitCode plan_from_fit(const PlanCommand& command) {
   const FitResult fit = fit_from_json(json, command.fit);
   const std::unique_ptr<Law> law = law_of(fit);
   RunConfig config = base_config(command, json);
-  ShapeSpace space{.base = config.model, .seen = {}, .sequence = config.data.sequence_length,
+  ShapeSpace space{.base = config.model,
+                   .seen = {},
+                   .sequence = config.data.sequence_length,
                    .grow = command.grow};
   using Sizes = std::vector<std::pair<int64_t, int64_t>>;
   for (const auto& [width, layers] : fact<Sizes>(json, "sizes", command.fit).value_or(Sizes{}))
@@ -256,8 +263,8 @@ ExitCode plan_from_fit(const PlanCommand& command) {
   config.model = plan.best.option.shape;
   config.train.steps = 0;
   config.train.flops = 0;
-  config.train.tokens = round_tokens(
-      plan.best.d, config.train.batch_sequences * config.data.sequence_length);
+  config.train.tokens =
+      round_tokens(plan.best.d, config.train.batch_sequences * config.data.sequence_length);
   const double flops = training_flops(config.model, config.data.sequence_length,
                                       static_cast<double>(config.train.tokens));
   Json out = plan_json(plan, fit, command);
@@ -268,8 +275,8 @@ ExitCode plan_from_fit(const PlanCommand& command) {
   if (!command.out.empty()) {
     write_file_atomic(
         command.out,
-        fmt::format("# Planned from {} for {:.4g} training FLOPs: predicted loss {:.4f}.\n{}", command.fit,
-                    plan.best.flops, plan.best.loss, to_yaml(config)));
+        fmt::format("# Planned from {} for {:.4g} training FLOPs: predicted loss {:.4f}.\n{}",
+                    command.fit, plan.best.flops, plan.best.loss, to_yaml(config)));
     out["config"]["file"] = command.out;
     log_info("wrote {}", command.out);
   }
@@ -296,7 +303,8 @@ ExitCode plan_from_constants(const PlanCommand& command) {
   if (!law->uses_tokens())
     throw ConfigError("--law {}: tokens do not enter it, so it has no best size for a budget",
                       command.law);
-  if (!(command.flops > 0)) throw ConfigError("--law {}: give the budget with --flops", command.law);
+  if (!(command.flops > 0))
+    throw ConfigError("--law {}: give the budget with --flops", command.law);
   // Chinchilla's printed constants are not the optimum of their own objective; the refit is.
   const PublishedConstants constants = law->published()[law->name() == "chinchilla" ? 1 : 0];
   const std::unique_ptr<Family> family = family_of(*law);
@@ -315,14 +323,16 @@ ExitCode plan_from_constants(const PlanCommand& command) {
       const FrontierPoint p = command.inference_tokens > 0
                                   ? best_for_lifetime(problem, command.flops)
                                   : best_for_training(problem, command.flops);
-      Json row = {{"experts", e * granularity}, {"granularity", granularity},
-                  {"N", p.model.n},             {"n_total", p.model.total},
-                  {"D", p.d},                   {"loss", p.loss},
-                  {"training_flops", p.train_flops}, {"lifetime_flops", p.lifetime_flops}};
-      row["extrapolates"] = law->out_of_range({.n = p.model.n,
-                                               .d = p.d,
-                                               .experts = e * granularity,
-                                               .granularity = granularity});
+      Json row = {{"experts", e * granularity},
+                  {"granularity", granularity},
+                  {"N", p.model.n},
+                  {"n_total", p.model.total},
+                  {"D", p.d},
+                  {"loss", p.loss},
+                  {"training_flops", p.train_flops},
+                  {"lifetime_flops", p.lifetime_flops}};
+      row["extrapolates"] = law->out_of_range(
+          {.n = p.model.n, .d = p.d, .experts = e * granularity, .granularity = granularity});
       rows.push_back(std::move(row));
     }
   }
@@ -343,9 +353,10 @@ ExitCode plan_from_constants(const PlanCommand& command) {
   fmt::print("{}: {}\nconstants: {}; N counts {}\n", law->source(), law->summary(), constants.label,
              parameter_count_text(law->n_definition()));
   for (const Json& row : rows) {
-    fmt::print("  experts {:>5g} granularity {:>3g}: N {:.4g} ({:.4g} in all), D {:.4g}, loss {:.5f}\n",
-               row["experts"].get<double>(), row["granularity"].get<double>(), row["N"].get<double>(),
-               row["n_total"].get<double>(), row["D"].get<double>(), row["loss"].get<double>());
+    fmt::print(
+        "  experts {:>5g} granularity {:>3g}: N {:.4g} ({:.4g} in all), D {:.4g}, loss {:.5f}\n",
+        row["experts"].get<double>(), row["granularity"].get<double>(), row["N"].get<double>(),
+        row["n_total"].get<double>(), row["D"].get<double>(), row["loss"].get<double>());
     for (const Json& text : row["extrapolates"])
       fmt::print("    extrapolation: {}\n", text.get<std::string>());
   }
@@ -392,8 +403,9 @@ ExitCode compare(const PlanCommand& command) {
     fmt::print("predicted {:.4f}, measured {:.4f}: {:+.4f} ({:+.2f} %)", predicted, measured,
                measured - predicted, 100 * (measured / predicted - 1));
     if (out.contains("inside"))
-      fmt::print(", {} the 95 % interval {:.4f} … {:.4f}", out["inside"].get<bool>() ? "inside" : "outside",
-                 out["interval"][0].get<double>(), out["interval"][1].get<double>());
+      fmt::print(", {} the 95 % interval {:.4f} … {:.4f}",
+                 out["inside"].get<bool>() ? "inside" : "outside", out["interval"][0].get<double>(),
+                 out["interval"][1].get<double>());
     fmt::print("\n");
   } catch (const nlohmann::json::exception& error) {
     throw DataError("{}: {}; is it a file that `degu plan --json-out` wrote?", command.compare,
@@ -405,8 +417,9 @@ ExitCode compare(const PlanCommand& command) {
 ExitCode run_plan(const PlanCommand& command) {
   if (!command.compare.empty()) return compare(command);
   if (command.fit.empty() == command.law.empty())
-    throw ConfigError("plan needs one of --fit FIT.json (from `degu fit --out`) and --law NAME "
-                      "(published constants)");
+    throw ConfigError(
+        "plan needs one of --fit FIT.json (from `degu fit --out`) and --law NAME "
+        "(published constants)");
   return command.fit.empty() ? plan_from_constants(command) : plan_from_fit(command);
 }
 
@@ -437,7 +450,8 @@ Action attach_plan(CLI::App& app) {
   app.add_option("--serve-memory", c.serve_memory,
                  "bytes for weights and one sequence's keys and values when serving")
       ->check(CLI::PositiveNumber);
-  app.add_option("--experts", c.experts, "numbers of experts to choose among, 1: dense; default: all measured")
+  app.add_option("--experts", c.experts,
+                 "numbers of experts to choose among, 1: dense; default: all measured")
       ->delimiter(',')
       ->allow_extra_args(false);
   app.add_option("--price-per-hour", c.price_per_hour, "of the machine, in any currency")
@@ -449,7 +463,8 @@ Action attach_plan(CLI::App& app) {
   app.add_option("--grow", c.grow, "widths considered up to this factor beyond the fitted runs'")
       ->check(CLI::Range(1.0, 1e3))
       ->capture_default_str();
-  app.add_option("--extrapolation", c.extrapolation, "warn beyond this factor of the largest run's FLOPs")
+  app.add_option("--extrapolation", c.extrapolation,
+                 "warn beyond this factor of the largest run's FLOPs")
       ->capture_default_str();
   app.add_option("--out", c.out, "write the planned run's YAML");
   app.add_option("--json-out", c.json_out, "write the plan as JSON, for --compare");

@@ -91,7 +91,8 @@ class Parser {
       line_ += text_[at_] == '\n';
       cell += text_[at_];
     }
-    throw DataError("{}:{}: a quoted cell is never closed; add the closing \"", path_, record_line_);
+    throw DataError("{}:{}: a quoted cell is never closed; add the closing \"", path_,
+                    record_line_);
   }
 
   void end_of_line() {

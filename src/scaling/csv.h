@@ -1,4 +1,5 @@
-// Comma-separated tables, plain or gzip: RFC 4180 quoting, `#` comment lines, a header line with unique names.
+// Comma-separated tables, plain or gzip: RFC 4180 quoting, `#` comment lines, a header line with
+// unique names.
 #pragma once
 
 #include <string>
@@ -12,8 +13,8 @@ struct CsvTable {
   std::vector<int> lines;                      // of each row in the file, from 1
 };
 
-// IoError when it cannot be read; DataError (file:line) for a truncated gzip, an open quote, a row with another number of cells,
-// a repeated or empty column name, no rows.
+// IoError when it cannot be read; DataError (file:line) for a truncated gzip, an open quote, a row
+// with another number of cells, a repeated or empty column name, no rows.
 CsvTable read_csv(const std::string& path);
 
 // A cell, quoted where it must be.

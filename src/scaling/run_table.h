@@ -1,7 +1,8 @@
 // The table of finished runs that fits and plots read: a sweep's own, or anyone's.
 //
-// A table is columns by name. `RunTable::read` takes a CSV (plain or gzip), degu's HDF5 table, or a sweep's folder
-// (its runs.csv). The columns that degu itself writes are the fields of `RunRecord`: that list is the only one.
+// A table is columns by name. `RunTable::read` takes a CSV (plain or gzip), degu's HDF5 table, or a
+// sweep's folder (its runs.csv). The columns that degu itself writes are the fields of `RunRecord`:
+// that list is the only one.
 #pragma once
 
 #include <cstdint>
@@ -91,7 +92,7 @@ class RunTable {
   // DataError with file:line, column and value when it is not a number.
   double number(size_t row, std::string_view column) const;
   bool empty(size_t row, std::string_view column) const { return text(row, column).empty(); }
-  std::string place(size_t row) const;  // "file:line"
+  std::string place(size_t row) const;     // "file:line"
   uint64_t hash() const { return hash_; }  // of names and cells
 
  private:

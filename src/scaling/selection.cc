@@ -51,7 +51,8 @@ struct Condition {
       const bool equal = a && b ? *a == *b : trimmed(cell) == value;
       return equal == (op == "==");
     }
-    if (!b) throw ConfigError("--where: {} {} \"{}\" needs a number on the right", column, op, value);
+    if (!b)
+      throw ConfigError("--where: {} {} \"{}\" needs a number on the right", column, op, value);
     const double left = table.number(row, column);
     return op == "<" ? left < *b : op == "<=" ? left <= *b : op == ">" ? left > *b : left >= *b;
   }
@@ -155,15 +156,14 @@ class Selector {
     return at == sources_.used().end() ? std::string() : table_.text(row, at->second);
   }
 
-  // Rows that pass --where, and of each `last_by` the last. Rows dropped here are counted, not listed: a table of
-  // curves has thousands.
+  // Rows that pass --where, and of each `last_by` the last. Rows dropped here are counted, not
+  // listed: a table of curves has thousands.
   std::vector<size_t> keep_last() {
     std::vector<size_t> rows;
     std::map<std::string, size_t> failed;
     for (size_t row = 0; row < table_.rows(); ++row) {
-      const auto bad = std::find_if(conditions_.begin(), conditions_.end(), [&](const auto& c) {
-        return !c.holds(table_, row);
-      });
+      const auto bad = std::find_if(conditions_.begin(), conditions_.end(),
+                                    [&](const auto& c) { return !c.holds(table_, row); });
       if (bad == conditions_.end()) {
         rows.push_back(row);
       } else {
@@ -176,8 +176,8 @@ class Selector {
     std::map<std::string, size_t> last;
     for (const size_t row : rows) {
       const auto [at, fresh] = last.try_emplace(table_.text(row, options_.last_by), row);
-      if (!fresh && table_.number(row, options_.last_order) >
-                        table_.number(at->second, options_.last_order))
+      if (!fresh &&
+          table_.number(row, options_.last_order) > table_.number(at->second, options_.last_order))
         at->second = row;
     }
     std::vector<size_t> kept;
@@ -214,9 +214,8 @@ class Selector {
     o.x.granularity = dense ? 1 : sources_.value("G", row, 1);
     shared_[o.row] = dense ? 0 : sources_.value("S", row, 0);
     o.x.unique_tokens = sources_.value("U", row, 0);
-    const std::string what =
-        fmt::format("{}{}N {:.6g}, D {:.6g}, loss {:.6g}", label(row),
-                    label(row).empty() ? "" : ": ", o.x.n, o.x.d, o.loss);
+    const std::string what = fmt::format("{}{}N {:.6g}, D {:.6g}, loss {:.6g}", label(row),
+                                         label(row).empty() ? "" : ": ", o.x.n, o.x.d, o.loss);
     for (const double v : {o.loss, o.x.n, o.x.d, c})
       if (!(v > 0) || !std::isfinite(v))
         return exclude(row, what, "loss, N, D and C must be positive and finite");
@@ -241,8 +240,8 @@ class Selector {
     if (!out_.budget.empty()) out_.budget.erase(out_.budget.begin() + offset);
   }
 
-  // A scan of learning rates is not a sample of a law: of runs equal in model and tokens those at the rate with the
-  // lowest mean loss stay.
+  // A scan of learning rates is not a sample of a law: of runs equal in model and tokens those at
+  // the rate with the lowest mean loss stay.
   void keep_best_rates() {
     if (options_.all_learning_rates || !table_.has("learning_rate")) return;
     using Key = std::tuple<double, double, ExpertGroup>;
@@ -258,13 +257,15 @@ class Selector {
     }
     for (size_t i = out_.data.size(); i-- > 0;) {
       const auto& rates = sums[key(out_.data[i])];
-      const auto best = std::min_element(rates.begin(), rates.end(), [](const auto& a, const auto& b) {
-        return a.second.first / a.second.second < b.second.first / b.second.second;
-      });
+      const auto best =
+          std::min_element(rates.begin(), rates.end(), [](const auto& a, const auto& b) {
+            return a.second.first / a.second.second < b.second.first / b.second.second;
+          });
       const double own = rate(out_.data[i]);
       if (own == best->first) continue;
       erase(i, out_.run[i],
-            fmt::format("learning rate {:g} is not the best for this model, {:g} is", own, best->first));
+            fmt::format("learning rate {:g} is not the best for this model, {:g} is", own,
+                        best->first));
     }
   }
 
@@ -283,8 +284,7 @@ class Selector {
 
   void set_groups() {
     std::set<ExpertGroup> kinds;
-    for (const Observation& o : out_.data)
-      kinds.insert(kind_of(o));
+    for (const Observation& o : out_.data) kinds.insert(kind_of(o));
     out_.groups.assign(kinds.begin(), kinds.end());  // dense (one expert) sorts first
     for (Observation& o : out_.data) {
       const ExpertGroup group = kind_of(o);
@@ -346,9 +346,8 @@ ColumnMap parse_columns(std::string_view text) {
       end = text.find(',', end);
     } else {
       end = text.find(',', equals);
-      value = trimmed(text.substr(equals + 1, end == std::string_view::npos
-                                                  ? std::string_view::npos
-                                                  : end - equals - 1));
+      value = trimmed(text.substr(
+          equals + 1, end == std::string_view::npos ? std::string_view::npos : end - equals - 1));
     }
     if (value.empty()) throw ConfigError("--columns {}: no column named", key);
     out[key] = value;

@@ -20,7 +20,8 @@ struct ChinchillaResidual {
   double ln_n, ln_d, ln_loss;
   template <class T>
   bool operator()(const T* theta, T* residual) const {  // ln E, ln A, ln B, alpha, beta
-    const T model = exp(theta[0]) + exp(theta[1] - theta[3] * ln_n) + exp(theta[2] - theta[4] * ln_d);
+    const T model =
+        exp(theta[0]) + exp(theta[1] - theta[3] * ln_n) + exp(theta[2] - theta[4] * ln_d);
     residual[0] = (log(model) - ln_loss) / kDelta;
     return true;
   }

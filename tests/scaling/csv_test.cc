@@ -33,8 +33,8 @@ class Folder {
 
 TEST_CASE("quotes, comments, blank lines and carriage returns") {
   const Folder folder;
-  const CsvTable table = read_csv(
-      folder.write("a.csv", "\xEF\xBB\xBF# about\r\nname,\"a, b\"\r\n\r\n\"x \"\"y\"\"\",1\r\nz,\n"));
+  const CsvTable table = read_csv(folder.write(
+      "a.csv", "\xEF\xBB\xBF# about\r\nname,\"a, b\"\r\n\r\n\"x \"\"y\"\"\",1\r\nz,\n"));
   CHECK(table.columns == std::vector<std::string>{"name", "a, b"});
   REQUIRE(table.rows.size() == 2);
   CHECK(table.rows[0] == std::vector<std::string>{"x \"y\"", "1"});

@@ -14,7 +14,8 @@ namespace {
 
 const std::vector<double> kTruth = {1.7, 450, 1900, .33, .37};
 
-// IsoFLOP runs around the law's optimum: `sizes` per budget, a factor of `step` apart, shifted by `shift` steps.
+// IsoFLOP runs around the law's optimum: `sizes` per budget, a factor of `step` apart, shifted by
+// `shift` steps.
 Selection isoflop_runs(const Law& law, std::span<const double> published, int budgets, int sizes,
                        double step, double sigma, double shift = 0,
                        std::vector<ExpertGroup> groups = {{}}) {
@@ -46,18 +47,19 @@ Selection isoflop_runs(const Law& law, std::span<const double> published, int bu
   return out;
 }
 
-TEST_CASE("approach 3 gives exact data's law back, with intervals that hold the truth under noise") {
+TEST_CASE(
+    "approach 3 gives exact data's law back, with intervals that hold the truth under noise") {
   const auto law = make_chinchilla();
   const Selection exact = isoflop_runs(*law, kTruth, 5, 6, 1.6, 0);
   const FitResult fit = fit_law(*law, exact, {.threads = 2, .delta = INFINITY});
   for (int i = 0; i < 5; ++i) CHECK(fit.params[i] == Approx(kTruth[i]).epsilon(1e-5));
   const Selection noisy = isoflop_runs(*law, kTruth, 6, 8, 1.8, .003);
-  const FitResult again =
-      fit_law(*law, noisy, {.bootstrap = 400, .seed = 3, .threads = 2, .delta = .01, .holdout = true});
+  const FitResult again = fit_law(
+      *law, noisy, {.bootstrap = 400, .seed = 3, .threads = 2, .delta = .01, .holdout = true});
   for (int i : {0, 3, 4}) {
     CHECK(again.bootstrap_params[i].lo < kTruth[i]);
     CHECK(again.bootstrap_params[i].hi > kTruth[i]);
-      // Both measure the same spread.
+    // Both measure the same spread.
     CHECK(again.standard_errors[i] == Approx(again.bootstrap_params[i].se).epsilon(.5));
   }
   REQUIRE(again.held_out);
@@ -78,7 +80,8 @@ TEST_CASE("approaches 1 and 2 find the exponents of the optimum") {
     for (const IsoflopMinimum& m : two.minima) CHECK_FALSE(m.at_edge);
   }
   for (const Envelope envelope : {Envelope::kHull, Envelope::kBins}) {
-    const FitResult one = fit_law(*law, runs, {.approach = 1, .bootstrap = 20, .envelope = envelope});
+    const FitResult one =
+        fit_law(*law, runs, {.approach = 1, .bootstrap = 20, .envelope = envelope});
     CHECK(one.params[0] == Approx(a).epsilon(.01));
     CHECK(one.choices.at("envelope").find(envelope == Envelope::kHull ? "hull" : "bin") !=
           std::string::npos);
@@ -133,8 +136,7 @@ TEST_CASE("multipliers come back from a small sweep, with intervals") {
   std::vector<double> truth = kTruth;
   truth.insert(truth.end(), {2.2, 3.1});
   const Selection runs = isoflop_runs(*law, truth, 3, 5, 1.6, .0005, 0, groups);
-  const FitResult fit =
-      fit_law(*law, runs, {.bootstrap = 200, .threads = 2, .delta = .01});
+  const FitResult fit = fit_law(*law, runs, {.bootstrap = 200, .threads = 2, .delta = .01});
   CHECK(fit.params[5] == Approx(2.2).epsilon(.1));
   CHECK(fit.params[6] == Approx(3.1).epsilon(.1));
   for (const int i : {5, 6})

@@ -1,4 +1,5 @@
-// Every law of the registry: derivatives, both spaces, and the values its paper or a recomputation gives.
+// Every law of the registry: derivatives, both spaces, and the values its paper or a recomputation
+// gives.
 #include <catch2/catch.hpp>
 #include <cmath>
 #include <memory>
@@ -13,8 +14,15 @@ namespace {
 std::vector<LawInput> sample_inputs() {
   return {{.n = 3e8, .d = 2e10},
           {.n = 1e9, .d = 4e9, .experts = 8, .top_k = 2, .granularity = 2, .unique_tokens = 1e9},
-          {.n = 2e7, .d = 5e8, .experts = 64, .top_k = 4, .granularity = 4, .unique_tokens = 6e7,
-           .weight_bits = 4, .activation_bits = 8, .kv_bits = 3}};
+          {.n = 2e7,
+           .d = 5e8,
+           .experts = 64,
+           .top_k = 4,
+           .granularity = 4,
+           .unique_tokens = 6e7,
+           .weight_bits = 4,
+           .activation_bits = 8,
+           .kv_bits = 3}};
 }
 
 TEST_CASE("derivatives of every law are those of its value") {
@@ -33,7 +41,8 @@ TEST_CASE("derivatives of every law are those of its value") {
         for (const Terms::Derivative& d : at.derivatives())
           gradient[d.param] += std::exp(at.z()[d.term] - at.log_sum()) * d.value;
         for (size_t j = 0; j < theta.size(); ++j) {
-          // The knee of Muennighoff's N' moves with the coefficients; its derivative leaves that out by design.
+          // The knee of Muennighoff's N' moves with the coefficients; its derivative leaves that
+          // out by design.
           if (law->name() == "muennighoff" && x.unique_tokens > 0 && j < 5) continue;
           const double h = 1e-5;
           std::vector<double> moved = theta;
@@ -50,7 +59,8 @@ TEST_CASE("derivatives of every law are those of its value") {
   }
 }
 
-TEST_CASE("published and internal values are each other's inverse, published constants fit their law") {
+TEST_CASE(
+    "published and internal values are each other's inverse, published constants fit their law") {
   for (const LawFactory make : law_table()) {
     const std::unique_ptr<Law> law = make();
     INFO(law->name());
@@ -70,7 +80,8 @@ TEST_CASE("the joint law gives its recomputed losses") {
   const double experts[] = {1, 2, 4, 8, 16, 32};
   const double losses[] = {2.57760, 2.55868, 2.53516, 2.50878, 2.48139, 2.45456};
   for (int i = 0; i < 6; ++i)
-    CHECK(std::abs(law->predict(p, {.n = 1e9, .d = 2e10, .experts = experts[i]}) - losses[i]) < 6e-6);
+    CHECK(std::abs(law->predict(p, {.n = 1e9, .d = 2e10, .experts = experts[i]}) - losses[i]) <
+          6e-6);
 }
 
 TEST_CASE("saturation: E_start at one expert, E_max at infinitely many") {

@@ -1,4 +1,5 @@
-// The planner: published optima over continuous families, then real shapes under budgets, memory and a lifetime.
+// The planner: published optima over continuous families, then real shapes under budgets, memory
+// and a lifetime.
 #include <catch2/catch.hpp>
 #include <cmath>
 
@@ -29,7 +30,8 @@ TEST_CASE("the joint law's published optima: 1e20 FLOPs") {
   }
 }
 
-// Krajewski et al. 2024, Table 2: training FLOPs, dense-equivalent size 12 d² n, tokens, granularity.
+// Krajewski et al. 2024, Table 2: training FLOPs, dense-equivalent size 12 d² n, tokens,
+// granularity.
 TEST_CASE("the granularity law's published optima") {
   const auto law = make_krajewski();
   const auto family = make_krajewski_family();
@@ -37,9 +39,9 @@ TEST_CASE("the granularity law's published optima") {
   struct Row {
     double flops, n, d, granularity;
   };
-  const Row rows[] = {{2.95e18, 1e8, 4.37e9, 8},       {1.93e20, 1e9, 2.894e10, 16},
-                      {1.41e21, 3e9, 7.290e10, 16},    {6.46e21, 7e9, 1.376e11, 32},
-                      {4.16e23, 7e10, 9.4107e11, 32},  {5.69e24, 3e11, 2.96e12, 64},
+  const Row rows[] = {{2.95e18, 1e8, 4.37e9, 8},      {1.93e20, 1e9, 2.894e10, 16},
+                      {1.41e21, 3e9, 7.290e10, 16},   {6.46e21, 7e9, 1.376e11, 32},
+                      {4.16e23, 7e10, 9.4107e11, 32}, {5.69e24, 3e11, 2.96e12, 64},
                       {4.97e25, 1e12, 7.94e12, 64}};
   for (const Row& row : rows) {
     FrontierPoint best;
@@ -72,7 +74,9 @@ TEST_CASE("Chinchilla's optimum by search is the closed form") {
   }
 }
 
-TEST_CASE("an inference bill: cheapest for a loss and best for a lifetime are one curve, of smaller models") {
+TEST_CASE(
+    "an inference bill: cheapest for a loss and best for a lifetime are one curve, of smaller "
+    "models") {
   const auto law = make_chinchilla();
   const auto family = make_six_nd_family();
   const std::vector<double> p = law->published()[1].values;
@@ -165,7 +169,8 @@ TEST_CASE("limits and choices are kept") {
   p = small.problem(1.2e13);
   p.groups = allowed_groups(*small.law, small.fit, {1});
   CHECK(make_plan(p, small.space).best.option.group.dense());
-  CHECK_THROWS_WITH(allowed_groups(*small.law, small.fit, {16}), Catch::Contains("measured: dense, E8 K2 G2"));
+  CHECK_THROWS_WITH(allowed_groups(*small.law, small.fit, {16}),
+                    Catch::Contains("measured: dense, E8 K2 G2"));
   p.hours = 1;
   CHECK_THROWS_AS(make_plan(p, small.space), ConfigError);  // both budgets
 }

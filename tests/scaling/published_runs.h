@@ -19,8 +19,10 @@ inline Selection chinchilla_runs(const std::string& path, int drop_highest_loss)
 // `router`: S-Base, RL-R or Hash, whose rows are joined with the dense ones.
 inline Selection clark_runs(const std::string& path, const std::string& router) {
   SelectionOptions options;
-  options.columns = {{"N", "dense_parameter_count"}, {"L", "loss_validation"},
-                     {"E", "num_experts"},           {"K", "k"},
+  options.columns = {{"N", "dense_parameter_count"},
+                     {"L", "loss_validation"},
+                     {"E", "num_experts"},
+                     {"K", "k"},
                      {"D", "1.3e11"}};
   options.where = {"routing_frequency == 0.5", "k == 1", "seed == 42"};
   for (const std::string other : {"S-Base", "RL-R", "Hash"})

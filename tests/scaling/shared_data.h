@@ -9,7 +9,8 @@
 
 namespace degu::scaling {
 
-// $DEGU_SHARED_DATA/name, or shared/data/name beside the checkout; none when the file is absent, after saying so.
+// $DEGU_SHARED_DATA/name, or shared/data/name beside the checkout; none when the file is absent,
+// after saying so.
 inline std::optional<std::string> shared_data(const std::string& name) {
   const char* folder = std::getenv("DEGU_SHARED_DATA");
   const std::filesystem::path path =

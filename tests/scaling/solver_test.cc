@@ -35,7 +35,8 @@ TEST_CASE("the vectorised objective is the plain one for every affine law and co
     INFO(law->name());
     const std::vector<double> theta = law->starts()[law->starts().size() / 3];
     for (const int count : {1, 7, 8, 9, 33}) {
-      std::vector<Observation> data = noisy_runs(*make_chinchilla(), {{1.8, 480, 2100, .35, .37}}, count, .01);
+      std::vector<Observation> data =
+          noisy_runs(*make_chinchilla(), {{1.8, 480, 2100, .35, .37}}, count, .01);
       std::vector<double> weights(count);
       for (int i = 0; i < count; ++i) {
         weights[i] = i % 3;
@@ -54,14 +55,15 @@ TEST_CASE("the vectorised objective is the plain one for every affine law and co
             return std::abs(x - y) <= 1e-12 * scale + 1e-14 * std::abs(y);
           };
           CHECK(close(a.value, b.value, b.value));
-          // Entries are p − p² times slopes of up to delta or |r| < 20: what cancels there is of that size.
+          // Entries are p − p² times slopes of up to delta or |r| < 20: what cancels there is of
+          // that size.
           Evaluation majorised;
           plain->evaluate(theta, Curvature::kMajorised, majorised);
           double norm = 0;
           for (const double h : majorised.hessian) norm = std::max(norm, 20 * std::abs(h));
-          for (size_t i = 0; i < b.hessian.size(); ++i)
-          {
-            INFO(count << " points, delta " << delta << ", entry " << i << ": " << a.hessian[i] << " against " << b.hessian[i]);
+          for (size_t i = 0; i < b.hessian.size(); ++i) {
+            INFO(count << " points, delta " << delta << ", entry " << i << ": " << a.hessian[i]
+                       << " against " << b.hessian[i]);
             CHECK(close(a.hessian[i], b.hessian[i], norm));
           }
           double largest = 0;

@@ -13,11 +13,11 @@ FitResult fit_law(const Law& law, const Selection& selection, const FitOptions& 
   if (options.approach != 1 && options.approach != 2)
     throw ConfigError("--approach {}: it is 1, 2 or 3", options.approach);
   if (law.name() != "chinchilla")
-    throw ConfigError("--approach {} finds N* and D* of one kind of model without a formula; law {} "
-                      "is fitted by approach 3",
-                      options.approach, law.name());
-  return options.approach == 1 ? fit_envelope(selection, options)
-                               : fit_isoflop(selection, options);
+    throw ConfigError(
+        "--approach {} finds N* and D* of one kind of model without a formula; law {} "
+        "is fitted by approach 3",
+        options.approach, law.name());
+  return options.approach == 1 ? fit_envelope(selection, options) : fit_isoflop(selection, options);
 }
 
 std::string n_definition_of(const Law& law, const Selection& selection) {
@@ -139,8 +139,16 @@ void finish_power_laws(const Selection& selection, FitResult& result) {
   const double nan = std::numeric_limits<double>::quiet_NaN();
   for (int i = 0; i < kPoints; ++i) {
     const double c = result.c.lo * std::pow(10 * result.c.hi / result.c.lo, i / (kPoints - 1.0));
-    OptimumPoint p{c,   optimum.k_n * std::pow(c, optimum.a), optimum.k_d * std::pow(c, optimum.b),
-                   measured_loss(result, c), nan, nan, nan, nan, nan, nan};
+    OptimumPoint p{c,
+                   optimum.k_n * std::pow(c, optimum.a),
+                   optimum.k_d * std::pow(c, optimum.b),
+                   measured_loss(result, c),
+                   nan,
+                   nan,
+                   nan,
+                   nan,
+                   nan,
+                   nan};
     if (!result.draws.empty()) {
       std::vector<double> n, d;
       for (const std::vector<double>& draw : result.draws) {
@@ -153,22 +161,22 @@ void finish_power_laws(const Selection& selection, FitResult& result) {
     optimum.curve.push_back(p);
   }
   result.optimum = std::move(optimum);
-  const size_t points = result.minima.empty() ? result.frontier.size()
-                                              : static_cast<size_t>(std::count_if(
-                                                    result.minima.begin(), result.minima.end(),
-                                                    [](const IsoflopMinimum& m) { return m.kept; }));
+  const size_t points =
+      result.minima.empty()
+          ? result.frontier.size()
+          : static_cast<size_t>(std::count_if(result.minima.begin(), result.minima.end(),
+                                              [](const IsoflopMinimum& m) { return m.kept; }));
   if (points < 3)
-    result.warnings.push_back(
-        fmt::format("only {} points along the optimum: the exponents have no error of their own",
-                    points));
+    result.warnings.push_back(fmt::format(
+        "only {} points along the optimum: the exponents have no error of their own", points));
 }
 
 std::vector<double> group_budgets(const Selection& selection, double gap, std::vector<int>& index) {
   index.assign(selection.size(), -1);
   std::vector<double> budgets;
-  const bool named = !selection.budget.empty() &&
-                     std::all_of(selection.budget.begin(), selection.budget.end(),
-                                 [](double b) { return b > 0; });
+  const bool named =
+      !selection.budget.empty() &&
+      std::all_of(selection.budget.begin(), selection.budget.end(), [](double b) { return b > 0; });
   if (named) {
     budgets = selection.budget;
     std::sort(budgets.begin(), budgets.end());
@@ -182,8 +190,8 @@ std::vector<double> group_budgets(const Selection& selection, double gap, std::v
   std::iota(order.begin(), order.end(), size_t{0});
   std::sort(order.begin(), order.end(),
             [&](size_t a, size_t b) { return selection.flops[a] < selection.flops[b]; });
-  // Neighbours in C belong together; what spreads over more than half again its least C, or has fewer than four runs, is
-  // no budget.
+  // Neighbours in C belong together; what spreads over more than half again its least C, or has
+  // fewer than four runs, is no budget.
   size_t begin = 0;
   for (size_t i = 1; i <= order.size(); ++i) {
     if (i < order.size() && selection.flops[order[i]] <= gap * selection.flops[order[i - 1]])

@@ -1,7 +1,9 @@
-// Approach 1: the lower envelope of all runs' losses over compute, then power laws N*(C) and D*(C) along it.
+// Approach 1: the lower envelope of all runs' losses over compute, then power laws N*(C) and D*(C)
+// along it.
 //
-// Two envelopes, which differ by up to .1 in the exponent: the lower convex hull of ln L over ln C (default: no parameter, and a
-// run must be better than the line between its neighbours to count), and the minimum of each bin of ln C.
+// Two envelopes, which differ by up to .1 in the exponent: the lower convex hull of ln L over ln C
+// (default: no parameter, and a run must be better than the line between its neighbours to count),
+// and the minimum of each bin of ln C.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -68,7 +70,8 @@ struct Laws {
 
 // False when fewer than three points or two sizes make up the envelope.
 bool fit_along(const Cloud& cloud, std::span<const size_t> members, Envelope envelope, Laws& out) {
-  out.points = envelope == Envelope::kHull ? lower_hull(cloud, members) : bin_minima(cloud, members);
+  out.points =
+      envelope == Envelope::kHull ? lower_hull(cloud, members) : bin_minima(cloud, members);
   std::vector<double> c, n, d;
   for (const size_t i : out.points) {
     c.push_back(std::exp(cloud.log_c[i]));
@@ -112,8 +115,8 @@ FitResult fit_envelope(const Selection& selection, const FitOptions& options) {
         "remedy",
         best.points.size());
   result.params = {best.n.slope, best.d.slope, std::exp(best.n.log_k), std::exp(best.d.log_k)};
-  result.standard_errors = {best.n.slope_se, best.d.slope_se,
-                            result.params[2] * best.n.log_k_se, result.params[3] * best.d.log_k_se};
+  result.standard_errors = {best.n.slope_se, best.d.slope_se, result.params[2] * best.n.log_k_se,
+                            result.params[3] * best.d.log_k_se};
   result.r2 = best.n.r2;
   result.objective = best.n.rss;
   result.rmse_log = std::sqrt(best.n.rss / static_cast<double>(best.points.size()));

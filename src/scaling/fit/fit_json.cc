@@ -9,9 +9,13 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 // NaN has no JSON; it is left out as null.
-Json number(double value) { return std::isfinite(value) ? Json(value) : Json(nullptr); }
+Json number(double value) {
+  return std::isfinite(value) ? Json(value) : Json(nullptr);
+}
 
-Json interval_json(const Interval& range) { return Json::array({range.lo, range.hi}); }
+Json interval_json(const Interval& range) {
+  return Json::array({range.lo, range.hi});
+}
 
 Json summary_json(const ParamSummary& s) {
   return {{"mean", s.mean}, {"se", s.se}, {"lo", s.lo}, {"hi", s.hi}};
@@ -49,10 +53,14 @@ Json optimum_json(const Optimum& optimum) {
 }
 
 Json minimum_json(const IsoflopMinimum& m) {
-  return {{"C", m.c},           {"N", m.n},
-          {"D", m.d},           {"L", m.loss},
-          {"points", m.points}, {"sizes", Json::array({m.n_least, m.n_most})},
-          {"at_edge", m.at_edge}, {"kept", m.kept},
+  return {{"C", m.c},
+          {"N", m.n},
+          {"D", m.d},
+          {"L", m.loss},
+          {"points", m.points},
+          {"sizes", Json::array({m.n_least, m.n_most})},
+          {"at_edge", m.at_edge},
+          {"kept", m.kept},
           {"parabola", m.coefficients}};
 }
 
@@ -129,9 +137,8 @@ Json fit_to_json(const FitResult& fit, bool with_draws) {
                              {"top_k", g.top_k},
                              {"granularity", g.granularity},
                              {"shared_experts", g.shared}});
-  out["ranges"] = {{"N", interval_json(fit.n)},
-                   {"D", interval_json(fit.d)},
-                   {"C", interval_json(fit.c)}};
+  out["ranges"] = {
+      {"N", interval_json(fit.n)}, {"D", interval_json(fit.d)}, {"C", interval_json(fit.c)}};
   out["choices"] = fit.choices;
   out["warnings"] = fit.warnings;
   if (with_draws) out["draws"] = fit.draws;
@@ -159,7 +166,8 @@ FitResult fit_from_json(const Json& json, const std::string& file) {
   out.n = get_interval(ranges, "N", file);
   out.d = get_interval(ranges, "D", file);
   out.c = get_interval(ranges, "C", file);
-  if (json.contains("draws")) out.draws = get<std::vector<std::vector<double>>>(json, "draws", file);
+  if (json.contains("draws"))
+    out.draws = get<std::vector<std::vector<double>>>(json, "draws", file);
   for (const std::vector<double>& draw : out.draws)
     if (draw.size() != out.params.size())
       throw DataError("{}: a draw holds {} values for {} parameters", file, draw.size(),

@@ -1,5 +1,5 @@
-// A fit as a JSON object: what `degu fit --json` prints, and FIT.json, which adds the bootstrap's draws and what the planner needs.
-// docs/laws.md lists the keys.
+// A fit as a JSON object: what `degu fit --json` prints, and FIT.json, which adds the bootstrap's
+// draws and what the planner needs. docs/laws.md lists the keys.
 #pragma once
 
 #include <nlohmann/json_fwd.hpp>

@@ -1,9 +1,10 @@
-// Approach 2: at each budget the best size, from a parabola of the loss in ln N or an Akima spline of ln L; then power laws
-// N*(C) and D*(C).
+// Approach 2: at each budget the best size, from a parabola of the loss in ln N or an Akima spline
+// of ln L; then power laws N*(C) and D*(C).
 //
-// The parabola is biased on wide, asymmetric sweeps, so only sizes within a factor (`window`) of the budget's best take part. The
-// bootstrap adds noise to the losses: a budget has too few runs to resample. Its sigma is that of seed replicates
-// where the table has them, else what the parabolas leave over.
+// The parabola is biased on wide, asymmetric sweeps, so only sizes within a factor (`window`) of
+// the budget's best take part. The bootstrap adds noise to the losses: a budget has too few runs to
+// resample. Its sigma is that of seed replicates where the table has them, else what the parabolas
+// leave over.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -48,7 +49,8 @@ double horner(std::span<const double> coefficients, double x) {
   return out;
 }
 
-// Akima's cubic through (x, y), x ascending, at least three points; its end slopes by his own extrapolation.
+// Akima's cubic through (x, y), x ascending, at least three points; its end slopes by his own
+// extrapolation.
 class Akima {
  public:
   Akima(std::vector<double> x, std::vector<double> y) : x_(std::move(x)), y_(std::move(y)) {
@@ -81,7 +83,8 @@ class Akima {
     int best = 0;
     for (int i = 1; i <= kSteps; ++i)
       if ((*this)(low + i * step) < (*this)(low + best * step)) best = i;
-    double left = low + std::max(0, best - 1) * step, right = low + std::min(kSteps, best + 1) * step;
+    double left = low + std::max(0, best - 1) * step,
+           right = low + std::min(kSteps, best + 1) * step;
     constexpr double kGolden = 0.6180339887498949;
     for (int i = 0; i < 60; ++i) {
       const double a = right - kGolden * (right - left), b = left + kGolden * (right - left);
@@ -146,8 +149,8 @@ class Isoflop {
       at = opens_up ? centre - p[1] / (2 * p[2]) : x[best_of(y)];
       out.at_edge = !opens_up || at < *low || at > *high;
       out.loss = horner(p, at - centre);
-      out.coefficients = {p[0] - p[1] * centre + p[2] * centre * centre,
-                          p[1] - 2 * p[2] * centre, p[2]};
+      out.coefficients = {p[0] - p[1] * centre + p[2] * centre * centre, p[1] - 2 * p[2] * centre,
+                          p[2]};
     } else {
       const Akima spline = akima(x, y);
       at = spline.minimum();
@@ -209,8 +212,8 @@ class Isoflop {
     return out;
   }
 
-  // Through the mean ln L of each size. Sizes closer than kSameSize count as one: a spline through two noisy losses side
-  // by side would dive between them.
+  // Through the mean ln L of each size. Sizes closer than kSameSize count as one: a spline through
+  // two noisy losses side by side would dive between them.
   static Akima akima(std::span<const double> x, std::span<const double> y) {
     constexpr double kSameSize = 0.05;  // of ln N
     std::vector<size_t> order(x.size());
@@ -230,8 +233,8 @@ class Isoflop {
       begin = end;
     }
     if (knots.size() < 3)
-      throw NumericError(
-          "refused: a budget has {} sizes more than 5 % apart; a spline needs three", knots.size());
+      throw NumericError("refused: a budget has {} sizes more than 5 % apart; a spline needs three",
+                         knots.size());
     return Akima(std::move(knots), std::move(values));
   }
 
@@ -250,7 +253,8 @@ void apply_edge_policy(const FitOptions& options, FitResult& result) {
   const EdgePolicy policy = options.force ? EdgePolicy::kForce : options.edge;
   if (policy == EdgePolicy::kRefuse)
     throw NumericError(
-        "refused: the minimum is on the edge of the sizes at budget {}. Runs of further sizes are the "
+        "refused: the minimum is on the edge of the sizes at budget {}. Runs of further sizes are "
+        "the "
         "remedy; --edge drop leaves such budgets out, --force keeps them",
         edges);
   if (policy == EdgePolicy::kDrop)
@@ -337,10 +341,9 @@ FitResult fit_isoflop(const Selection& selection, const FitOptions& options) {
                                         ? "parabola of L in ln N"
                                         : "Akima spline of ln L in ln N";
   result.choices["window"] = fmt::format("sizes within x{:g} of the budget's best", options.window);
-  result.choices["budgets"] =
-      selection.budget.empty()
-          ? fmt::format("neighbours in C within x{:g}", options.budget_gap)
-          : "the table's budget column";
+  result.choices["budgets"] = selection.budget.empty()
+                                  ? fmt::format("neighbours in C within x{:g}", options.budget_gap)
+                                  : "the table's budget column";
   if (isoflop.outside() > 0)
     result.warnings.push_back(fmt::format(
         "{} runs are in no budget of at least three sizes and were not used", isoflop.outside()));
@@ -349,8 +352,7 @@ FitResult fit_isoflop(const Selection& selection, const FitOptions& options) {
   const PowerLaws laws = power_laws(result.minima);
   result.params = {laws.n.slope, laws.d.slope, std::exp(laws.n.log_k), std::exp(laws.d.log_k)};
   if (std::isfinite(laws.n.slope_se))
-    result.standard_errors = {laws.n.slope_se, laws.d.slope_se,
-                              result.params[2] * laws.n.log_k_se,
+    result.standard_errors = {laws.n.slope_se, laws.d.slope_se, result.params[2] * laws.n.log_k_se,
                               result.params[3] * laws.d.log_k_se};
   result.r2 = laws.n.r2;
   result.objective = laws.n.rss;

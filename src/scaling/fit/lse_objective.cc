@@ -1,11 +1,13 @@
-// The vectorised objective. Per point and with p_k = exp(z_k − LSE z) and g_j = sum_k p_k dz_k/dtheta_j:
+// The vectorised objective. Per point and with p_k = exp(z_k − LSE z) and g_j = sum_k p_k
+// dz_k/dtheta_j:
 //
 //   dF/dtheta   = sum_i w_i rho'(r_i) g
 //   d²F/dtheta² = sum_i w_i { (rho'' − rho') g gᵀ + rho' sum_k p_k (dz_k)(dz_k)ᵀ }     (exact)
 //               ≈ sum_i w_i min(1, delta/|r_i|) g gᵀ                                   (majorised)
 //
 // Lanes: always eight points, as one 512-bit, two 256-bit or four 128-bit registers, without fused
-// multiply-adds, and the eight partial sums join in one order. So every instruction set gives the same bits.
+// multiply-adds, and the eight partial sums join in one order. So every instruction set gives the
+// same bits.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -29,7 +31,9 @@ struct alignas(64) Pack {
 };
 static_assert(alignof(Pack) == sizeof(Lanes));
 
-constexpr int packed_index(int i, int j) { return i * (i + 1) / 2 + j; }  // j <= i
+constexpr int packed_index(int i, int j) {
+  return i * (i + 1) / 2 + j;
+}  // j <= i
 
 }  // namespace
 
@@ -65,21 +69,35 @@ struct Sums {
 
 #define DEGU_INLINE inline __attribute__((always_inline))
 
-DEGU_INLINE void set_bits(Lanes& x, const Bits& bits) { std::memcpy(&x, &bits, sizeof x); }
-DEGU_INLINE void get_bits(const Lanes& x, Bits& bits) { std::memcpy(&bits, &x, sizeof bits); }
+DEGU_INLINE void set_bits(Lanes& x, const Bits& bits) {
+  std::memcpy(&x, &bits, sizeof x);
+}
+DEGU_INLINE void get_bits(const Lanes& x, Bits& bits) {
+  std::memcpy(&bits, &x, sizeof bits);
+}
 
-// out = exp(x) for x <= 0, below −700 as at −700. Reduction to |r| <= ln2/2, Taylor to r^13 (remainder 4e-18).
+// out = exp(x) for x <= 0, below −700 as at −700. Reduction to |r| <= ln2/2, Taylor to r^13
+// (remainder 4e-18).
 DEGU_INLINE void exp_nonpositive(const Lanes& x_in, Lanes& out) {
   constexpr double kRound = 0x1.8p52;  // adding it leaves the nearest integer in the low bits
   const Lanes x = x_in < -700.0 ? Lanes{} - 700.0 : x_in;
   const Lanes shifted = x * 0x1.71547652b82fep0 + kRound;
   const Lanes n = shifted - kRound;
   const Lanes r = (x - n * 0x1.62e42fefa0000p-1) - n * 0x1.cf79abc9e3b3ap-40;
-  constexpr double kInverseFactorials[] = {1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800,
-                                           1.0 / 3628800,    1.0 / 362880,    1.0 / 40320,
-                                           1.0 / 5040,       1.0 / 720,       1.0 / 120,
-                                           1.0 / 24,         1.0 / 6,         0.5,
-                                           1.0,              1.0};
+  constexpr double kInverseFactorials[] = {1.0 / 6227020800,
+                                           1.0 / 479001600,
+                                           1.0 / 39916800,
+                                           1.0 / 3628800,
+                                           1.0 / 362880,
+                                           1.0 / 40320,
+                                           1.0 / 5040,
+                                           1.0 / 720,
+                                           1.0 / 120,
+                                           1.0 / 24,
+                                           1.0 / 6,
+                                           0.5,
+                                           1.0,
+                                           1.0};
   Lanes sum = Lanes{} + kInverseFactorials[0];
   for (int i = 1; i < 14; ++i) sum = sum * r + kInverseFactorials[i];
   Bits bits;
@@ -90,12 +108,14 @@ DEGU_INLINE void exp_nonpositive(const Lanes& x_in, Lanes& out) {
   out = sum * power;
 }
 
-// out = ln(x) for 1 <= x < 2^50. m in [sqrt(1/2), sqrt 2), ln m = 2 artanh((m−1)/(m+1)) to the 21st power.
+// out = ln(x) for 1 <= x < 2^50. m in [sqrt(1/2), sqrt 2), ln m = 2 artanh((m−1)/(m+1)) to the 21st
+// power.
 DEGU_INLINE void log_at_least_one(const Lanes& x, Lanes& out) {
   constexpr int64_t kSqrtHalf = 0x3fe6a09e667f3bcd;
   Bits bits;
   get_bits(x, bits);
-  // x >= 1 > sqrt(1/2), so the difference is positive and its exponent field is the exponent sought.
+  // x >= 1 > sqrt(1/2), so the difference is positive and its exponent field is the exponent
+  // sought.
   const Bits exponent = (bits - kSqrtHalf) >> 52;
   Lanes m, e;
   set_bits(m, bits - (exponent << 52));
@@ -108,7 +128,7 @@ DEGU_INLINE void log_at_least_one(const Lanes& x, Lanes& out) {
   out = e * 0x1.62e42fefa39efp-1 + 2.0 * f * sum;
 }
 
-// With these, which parameters a feature touches is read once per block, not per point.
+// Features are walked once per block of eight points, not per point.
 template <bool kExact>
 DEGU_INLINE void accumulate(const LseData& data, const Pack* weights, const double* theta,
                             double delta, Sums& sums) {
@@ -174,14 +194,14 @@ DEGU_INLINE void accumulate(const LseData& data, const Pack* weights, const doub
 
 using Kernel = void (*)(const LseData&, const Pack*, const double*, double, bool, Sums&);
 
-#define DEGU_LSE_KERNEL(name, attribute)                                                      \
-  attribute void name(const LseData& data, const Pack* weights, const double* theta,         \
-                      double delta, bool exact, Sums& sums) {                                 \
-    if (exact) {                                                                              \
-      accumulate<true>(data, weights, theta, delta, sums);                                    \
-    } else {                                                                                  \
-      accumulate<false>(data, weights, theta, delta, sums);                                   \
-    }                                                                                         \
+#define DEGU_LSE_KERNEL(name, attribute)                                                           \
+  attribute void name(const LseData& data, const Pack* weights, const double* theta, double delta, \
+                      bool exact, Sums& sums) {                                                    \
+    if (exact) {                                                                                   \
+      accumulate<true>(data, weights, theta, delta, sums);                                         \
+    } else {                                                                                       \
+      accumulate<false>(data, weights, theta, delta, sums);                                        \
+    }                                                                                              \
   }
 DEGU_LSE_KERNEL(accumulate_portable, )
 #if defined(__x86_64__)
@@ -212,14 +232,18 @@ double join(const Lanes& v) {
 class LseObjective final : public Objective {
  public:
   LseObjective(std::shared_ptr<const LseData> data, std::span<const double> weights, double delta)
-      : Objective(delta), data_(std::move(data)), weights_(data_->blocks), kernel_(choose_kernel()) {
+      : Objective(delta),
+        data_(std::move(data)),
+        weights_(data_->blocks),
+        kernel_(choose_kernel()) {
     for (size_t i = 0; i < data_->points; ++i) weights_[i / kLanes].v[i % kLanes] = weights[i];
     for (size_t i = data_->points; i < data_->blocks * kLanes; ++i)
       weights_[i / kLanes].v[i % kLanes] = 0;
   }
   int size() const override { return data_->params; }
 
-  void evaluate(std::span<const double> theta, Curvature curvature, Evaluation& out) const override {
+  void evaluate(std::span<const double> theta, Curvature curvature,
+                Evaluation& out) const override {
     const int count = data_->params;
     Sums sums;
     kernel_(*data_, weights_.data(), theta.data(), delta_, curvature == Curvature::kExact, sums);

@@ -22,7 +22,8 @@ class GeneralObjective final : public Objective {
 
   int size() const override { return params_; }
 
-  void evaluate(std::span<const double> theta, Curvature curvature, Evaluation& out) const override {
+  void evaluate(std::span<const double> theta, Curvature curvature,
+                Evaluation& out) const override {
     const int count = params_;
     out.value = 0;
     out.gradient.assign(count, 0);

@@ -12,8 +12,8 @@
 namespace degu::scaling {
 namespace {
 
-// Smallest share of a parameter's own information that the others may leave it; below, the data do not tell them apart.
-// The published 240 runs, whose valley is called flat, leave 1e-5.
+// Smallest share of a parameter's own information that the others may leave it; below, the data do
+// not tell them apart. The published 240 runs, whose valley is called flat, leave 1e-5.
 constexpr double kLeastOwnShare = 1e-10;
 
 std::unique_ptr<Objective> make_objective(const Law& law, std::span<const Observation> data,
@@ -63,7 +63,8 @@ std::string unidentified(const Law& law, std::span<const Observation> data) {
   return {};
 }
 
-// The same at the optimum: a parameter whose column of the Jacobian is nearly a combination of the others.
+// The same at the optimum: a parameter whose column of the Jacobian is nearly a combination of the
+// others.
 std::string singular_at(const Law& law, const Residuals& at) {
   const std::vector<ParamInfo> params = law.params();
   const int count = static_cast<int>(params.size());
@@ -104,31 +105,45 @@ std::vector<std::vector<double>> publish_jacobian(const Law& law, std::span<cons
   return out;
 }
 
-// Huber's standard errors for errors alike in all runs: covariance (sum psi² / (n − p)) / (mean psi')² (JᵀJ)⁻¹, carried to
-// published values. Empty when no run is inside delta or J is singular. The sandwich with the exact curvature is not
-// used: with delta at a fifth of the scatter it rests on the few runs inside delta and is off by a factor of two.
+// Standard errors by the sandwich H⁻¹ (sum psi² g gᵀ) H⁻¹ n/(n − p), carried to published values;
+// empty when H is singular. H = sum psi'(r) g gᵀ, and psi' is 1 only within delta, a fifth of the
+// usual scatter: too few runs to rest on. As in quantile regression (Powell 1991) psi' is spread to
+// delta/h over |r| <= h, h = 2.5 sigma n^(-1/5), sigma from the median |r|. On the published runs
+// and on small sweeps this is within 30 % of the bootstrap, without the spreading it is off by two.
 std::vector<double> robust_errors(const Law& law, std::span<const double> theta,
                                   const Residuals& at, double delta) {
   const int count = static_cast<int>(theta.size());
   const double runs = static_cast<double>(at.r.size());
-  std::vector<double> information(static_cast<size_t>(count) * count, 0), covariance;
-  double squares = 0, inside = 0;
+  if (runs <= count) return {};
+  std::vector<double> sizes;
+  for (const double r : at.r) sizes.push_back(std::abs(r));
+  std::nth_element(sizes.begin(), sizes.begin() + static_cast<std::ptrdiff_t>(sizes.size() / 2),
+                   sizes.end());
+  const double sigma = sizes[sizes.size() / 2] / .6745;
+  const double reach = std::max(delta, 2.5 * sigma * std::pow(runs, -.2));
+  const double bend = std::isfinite(delta) ? delta / reach : 1;
+  std::vector<double> h(static_cast<size_t>(count) * count, 0), outer = h, inverse;
   for (size_t k = 0; k < at.r.size(); ++k) {
-    squares += std::pow(std::clamp(at.r[k], -delta, delta), 2);
-    inside += std::abs(at.r[k]) <= delta;
+    const double psi = std::clamp(at.r[k], -delta, delta);
+    const double w = std::abs(at.r[k]) <= reach ? bend : 0;
     for (int i = 0; i < count; ++i)
-      for (int j = 0; j < count; ++j) information[i * count + j] += at.g[k][i] * at.g[k][j];
+      for (int j = 0; j < count; ++j) {
+        h[i * count + j] += w * at.g[k][i] * at.g[k][j];
+        outer[i * count + j] += psi * psi * at.g[k][i] * at.g[k][j];
+      }
   }
-  if (inside == 0 || runs <= count || !invert(information, count, covariance)) return {};
-  const double variance = squares / (runs - count) / std::pow(inside / runs, 2);
+  if (!invert(h, count, inverse)) return {};
+  // Published value p moves with v_p = J_p H⁻¹, so its variance is v_p outer v_pᵀ.
   const std::vector<std::vector<double>> jacobian = publish_jacobian(law, theta);
   std::vector<double> out(count);
   for (int p = 0; p < count; ++p) {
-    double sum = 0;
+    std::vector<double> v(count, 0);
     for (int i = 0; i < count; ++i)
-      for (int j = 0; j < count; ++j)
-        sum += jacobian[p][i] * covariance[i * count + j] * jacobian[p][j];
-    out[p] = std::sqrt(std::max(0.0, variance * sum));
+      for (int j = 0; j < count; ++j) v[i] += jacobian[p][j] * inverse[j * count + i];
+    double variance = 0;
+    for (int i = 0; i < count; ++i)
+      for (int j = 0; j < count; ++j) variance += v[i] * outer[i * count + j] * v[j];
+    out[p] = std::sqrt(std::max(0.0, variance * runs / (runs - count)));
   }
   return out;
 }
@@ -160,8 +175,8 @@ void bootstrap(const Law& law, const Selection& selection,
     const auto objective = make_objective(law, selection.data, shared, weights, delta);
     const Solution solution = minimise(*objective, best.theta);
     std::vector<double> published = law.publish(solution.theta);
-    const bool finite = std::all_of(published.begin(), published.end(),
-                                    [](double v) { return std::isfinite(v); });
+    const bool finite =
+        std::all_of(published.begin(), published.end(), [](double v) { return std::isfinite(v); });
     if (finite) draws[i] = std::move(published);
   });
   std::erase_if(draws, [](const std::vector<double>& draw) { return draw.empty(); });
@@ -173,9 +188,9 @@ void bootstrap(const Law& law, const Selection& selection,
     for (const std::vector<double>& draw : result.draws) values.push_back(draw[p]);
     result.bootstrap_params.push_back(summarise(std::move(values)));
   }
-  result.choices["bootstrap"] = grouped
-                                    ? "pairs, resampled within each (E, K, granularity), one start each"
-                                    : "pairs, one start each from the optimum";
+  result.choices["bootstrap"] =
+      grouped ? "pairs, resampled within each (E, K, granularity), one start each"
+              : "pairs, one start each from the optimum";
 }
 
 // E, A, B, alpha, beta where the published parameters begin with them.
@@ -212,8 +227,16 @@ Optimum optimum_of(const FitResult& fit) {
   const double nan = std::numeric_limits<double>::quiet_NaN();
   for (int i = 0; i < points; ++i) {
     const double c = fit.c.lo * std::pow(10 * fit.c.hi / fit.c.lo, i / double(points - 1));
-    OptimumPoint p{c, best.k_n * std::pow(c, best.a), best.k_d * std::pow(c, best.b), 0,
-                   nan, nan, nan, nan, nan, nan};
+    OptimumPoint p{c,
+                   best.k_n * std::pow(c, best.a),
+                   best.k_d * std::pow(c, best.b),
+                   0,
+                   nan,
+                   nan,
+                   nan,
+                   nan,
+                   nan,
+                   nan};
     p.loss = loss_at(fit.params, p.n, p.d);
     if (!draws.empty()) {
       std::vector<double> n, d, loss;
@@ -261,8 +284,8 @@ HeldOut hold_out(const Law& law, const Selection& selection, const FitOptions& o
 void refuse_or_warn(const std::string& why, const FitOptions& options, FitResult& result) {
   if (why.empty()) return;
   if (!options.force)
-    throw NumericError("refused: {}. More runs over a wider range are the remedy; --force fits anyway",
-                       why);
+    throw NumericError(
+        "refused: {}. More runs over a wider range are the remedy; --force fits anyway", why);
   result.warnings.push_back("forced: " + why);
 }
 
@@ -270,9 +293,8 @@ void say_doubts(const Law& law, FitResult& result) {
   if (result.starts > 1 && result.arrived == 1)
     result.warnings.push_back("a single start of the grid arrived at the best objective");
   if (result.bootstrap_failed > 0)
-    result.warnings.push_back(
-        fmt::format("{} of {} bootstrap fits did not end at finite values", result.bootstrap_failed,
-                    result.bootstrap));
+    result.warnings.push_back(fmt::format("{} of {} bootstrap fits did not end at finite values",
+                                          result.bootstrap_failed, result.bootstrap));
   for (size_t p = 0; p < result.bootstrap_params.size(); ++p) {
     const ParamSummary& s = result.bootstrap_params[p];
     if (std::abs(result.params[p]) > 0 && s.hi - s.lo > 4 * std::abs(result.params[p]))
@@ -312,15 +334,16 @@ FitResult fit_parametric(const Law& law, const Selection& selection, const FitOp
   const auto objective = make_objective(law, selection.data, shared, weights, result.delta);
   const MultiStart found = minimise_from_all(*objective, law.starts(), options.threads);
   if (!std::isfinite(found.best.value))
-    throw NumericError("law {}: no start of {} reached a finite objective", law.name(), found.starts);
+    throw NumericError("law {}: no start of {} reached a finite objective", law.name(),
+                       found.starts);
   result.starts = found.starts;
   result.arrived = found.arrived;
   result.objective = objective->plain(found.best.value);
   result.params = law.publish(found.best.theta);
-  result.choices["loss"] = std::isfinite(result.delta)
-                               ? fmt::format("Huber on ln L, delta {:g}, sum scaled by 1/delta^2",
-                                             result.delta)
-                               : "least squares on ln L";
+  result.choices["loss"] =
+      std::isfinite(result.delta)
+          ? fmt::format("Huber on ln L, delta {:g}, sum scaled by 1/delta^2", result.delta)
+          : "least squares on ln L";
   result.choices["starts"] = fmt::format("{} from the law's grid", result.starts);
 
   const Residuals at = residuals_at(law, selection.data, found.best.theta);

@@ -15,7 +15,8 @@ namespace {
 constexpr double kSmallestDamping = 1e-12;
 constexpr double kLargestDamping = 1e12;
 
-// Lower Cholesky factor of the leading `n` x `n` of `a` (row major), in place. False: not positive definite.
+// Lower Cholesky factor of the leading `n` x `n` of `a` (row major), in place. False: not positive
+// definite.
 bool cholesky(std::vector<double>& a, int n) {
   for (int j = 0; j < n; ++j) {
     double diagonal = a[j * n + j];

@@ -1,5 +1,5 @@
-// Minimisation of an Objective: a damped Newton method that starts on the majorised (convex) curvature and
-// finishes on the exact one.
+// Minimisation of an Objective: a damped Newton method that starts on the majorised (convex)
+// curvature and finishes on the exact one.
 #pragma once
 
 #include <functional>
@@ -12,15 +12,15 @@ namespace degu::scaling {
 
 struct SolverOptions {
   int max_iterations = 300;
-  // Stop when Newton's predicted decrease falls below this share of the objective, twice in a row. Relative: the
-  // scale of F never decides.
+  // Stop when Newton's predicted decrease falls below this share of the objective, twice in a row.
+  // Relative: the scale of F never decides.
   double tolerance = 1e-15;
 };
 
 struct Solution {
   std::vector<double> theta;
-  double value = 0;      // F, scaled as the objective does
-  int iterations = 0;    // evaluations
+  double value = 0;    // F, scaled as the objective does
+  int iterations = 0;  // evaluations
   bool converged = false;
 };
 
@@ -42,7 +42,8 @@ MultiStart minimise_from_all(const Objective& objective,
 // Calls task(i) for i in [0, count) on `threads` threads; an exception of a task is rethrown.
 void run_parallel(int count, int threads, const std::function<void(int)>& task);
 
-// Solves (H + lambda diag(|H|)) x = b for symmetric H (P x P, row major) by Cholesky; false when not positive definite.
+// Solves (H + lambda diag(|H|)) x = b for symmetric H (P x P, row major) by Cholesky; false when
+// not positive definite.
 bool solve_damped(std::span<const double> hessian, std::span<const double> b, double lambda,
                   std::vector<double>& x);
 // Inverse of a symmetric positive definite matrix; false when singular to working precision.

@@ -1,5 +1,6 @@
-// L = a/N^alpha + b/D^beta + c/(1−S)^lambda + d/((1−S)^delta N^gamma) + e, S = (E − K)/E the sparsity:
-// Abnar et al. 2025, arXiv 2501.12370. Constants second-hand, held-out R² only .68: use the form.
+// L = a/N^alpha + b/D^beta + c/(1−S)^lambda + d/((1−S)^delta N^gamma) + e, S = (E − K)/E the
+// sparsity: Abnar et al. 2025, arXiv 2501.12370. Constants second-hand, held-out R² only .68: use
+// the form.
 #include <cmath>
 
 #include "scaling/laws/registry.h"
@@ -21,7 +22,7 @@ class Abnar final : public Law {
     return {.n = {1e8, 5e10}, .d = {1e9, 3e11}, .experts = {1, 1024}, .granularity = {1, 16}};
   }
   std::vector<ParamInfo> params() const override {
-    return {{"a", true}, {"alpha"},  {"b", true}, {"beta"},  {"c", true},
+    return {{"a", true}, {"alpha"},   {"b", true}, {"beta"},  {"c", true},
             {"lambda"},  {"d", true}, {"delta"},   {"gamma"}, {"e", true}};
   }
   std::vector<PublishedConstants> published() const override {
@@ -44,14 +45,24 @@ class Abnar final : public Law {
     out.add(4, kE, 1, theta);
   }
   std::vector<std::vector<double>> starts() const override {
-    return grid_product({{5, 10, 15}, {.3, .6}, {5, 10}, {.3, .6}, {-1, 1}, {-.2, .2},
-            {0, 4}, {.15}, {.15, .3}, {-.5, .5}});
+    return grid_product({{5, 10, 15},
+                         {.3, .6},
+                         {5, 10},
+                         {.3, .6},
+                         {-1, 1},
+                         {-.2, .2},
+                         {0, 4},
+                         {.15},
+                         {.15, .3},
+                         {-.5, .5}});
   }
   double default_delta() const override { return 1e-3; }
 };
 
 }  // namespace
 
-std::unique_ptr<Law> make_abnar() { return std::make_unique<Abnar>(); }
+std::unique_ptr<Law> make_abnar() {
+  return std::make_unique<Abnar>();
+}
 
 }  // namespace degu::scaling

@@ -47,6 +47,8 @@ class Chinchilla final : public Law {
 
 }  // namespace
 
-std::unique_ptr<Law> make_chinchilla() { return std::make_unique<Chinchilla>(); }
+std::unique_ptr<Law> make_chinchilla() {
+  return std::make_unique<Chinchilla>();
+}
 
 }  // namespace degu::scaling

@@ -1,5 +1,6 @@
-// log10 L = a log10 N + b log10 E^ + c log10 N log10 E^ + d with E^ the saturated number of experts:
-// Clark et al. 2022, arXiv 2202.01169. Routed models at D = 130e9 tokens, so D does not enter.
+// log10 L = a log10 N + b log10 E^ + c log10 N log10 E^ + d with E^ the saturated number of
+// experts: Clark et al. 2022, arXiv 2202.01169. Routed models at D = 130e9 tokens, so D does not
+// enter.
 #include <cmath>
 
 #include "scaling/laws/registry.h"
@@ -21,7 +22,8 @@ class Clark final : public Law {
     return {.n = {1.5e7, 1.4e9}, .d = {1.25e11, 1.35e11}, .experts = {1, 512}};
   }
   bool uses_tokens() const override { return false; }
-  // E_start > 1 and E_max > E_start hold by themselves at every fit seen; as logarithms both stay positive.
+  // E_start > 1 and E_max > E_start hold by themselves at every fit seen; as logarithms both stay
+  // positive.
   std::vector<ParamInfo> params() const override {
     return {{"a"}, {"b"}, {"c"}, {"d"}, {"E_start", true, true}, {"E_max", true, true}};
   }
@@ -54,7 +56,8 @@ class Clark final : public Law {
       for (double& v : values) v = std::log(v);
       return values;
     };
-    return grid_product({{-.08}, {-.1}, {.01}, {1.1}, logs({1.2, 2, 4, 8}), logs({100, 300, 1000})});
+    return grid_product(
+        {{-.08}, {-.1}, {.01}, {1.1}, logs({1.2, 2, 4, 8}), logs({100, 300, 1000})});
   }
 };
 
@@ -85,8 +88,12 @@ class ClarkUnsaturated final : public Law {
 
 }  // namespace
 
-std::unique_ptr<Law> make_clark_unsaturated() { return std::make_unique<ClarkUnsaturated>(); }
+std::unique_ptr<Law> make_clark_unsaturated() {
+  return std::make_unique<ClarkUnsaturated>();
+}
 
-std::unique_ptr<Law> make_clark() { return std::make_unique<Clark>(); }
+std::unique_ptr<Law> make_clark() {
+  return std::make_unique<Clark>();
+}
 
 }  // namespace degu::scaling

@@ -1,4 +1,5 @@
-// L = c + (g/G^gamma + a)/N^alpha + b/D^beta: Krajewski et al. 2024, arXiv 2402.07871. G = granularity.
+// L = c + (g/G^gamma + a)/N^alpha + b/D^beta: Krajewski et al. 2024, arXiv 2402.07871. G =
+// granularity.
 #include <cmath>
 
 #include "scaling/laws/registry.h"
@@ -41,13 +42,16 @@ class Krajewski final : public Law {
   std::vector<std::vector<double>> starts() const override {
     const std::vector<double> intercepts = {0, 5, 10};
     const std::vector<double> exponents = {.1, .3, .6};
-    return grid_product({{-1, 0, .5}, intercepts, exponents, intercepts, exponents, {0, 3}, {.3, .8}});
+    return grid_product(
+        {{-1, 0, .5}, intercepts, exponents, intercepts, exponents, {0, 3}, {.3, .8}});
   }
   double default_delta() const override { return .1; }
 };
 
 }  // namespace
 
-std::unique_ptr<Law> make_krajewski() { return std::make_unique<Krajewski>(); }
+std::unique_ptr<Law> make_krajewski() {
+  return std::make_unique<Krajewski>();
+}
 
 }  // namespace degu::scaling

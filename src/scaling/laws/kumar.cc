@@ -1,6 +1,7 @@
-// L = A N_eff^−alpha + B D^−beta + E, N_eff = N prod_x (1 − exp(−P_x/gamma_x)) over the bits P_x of weights,
-// activations and key/value cache: Kumar et al. 2024, arXiv 2411.04330 (training precision; the post-training term is fitted
-// to measurements of quantized checkpoints, not here). Their B was not found: use the form, not the constants.
+// L = A N_eff^−alpha + B D^−beta + E, N_eff = N prod_x (1 − exp(−P_x/gamma_x)) over the bits P_x of
+// weights, activations and key/value cache: Kumar et al. 2024, arXiv 2411.04330 (training
+// precision; the post-training term is fitted to measurements of quantized checkpoints, not here).
+// Their B was not found: use the form, not the constants.
 #include <array>
 #include <cmath>
 
@@ -21,8 +22,13 @@ class Kumar final : public Law {
   ParameterCount n_definition() const override { return ParameterCount::kTotalNoEmbedding; }
   ValidityRange range() const override { return {.n = {3e7, 2e9}, .d = {1e9, 2.6e10}}; }
   std::vector<ParamInfo> params() const override {
-    return {{"E", true}, {"A", true}, {"B", true}, {"alpha"}, {"beta"},
-            {"gamma_weights", true, true}, {"gamma_activations", true, true},
+    return {{"E", true},
+            {"A", true},
+            {"B", true},
+            {"alpha"},
+            {"beta"},
+            {"gamma_weights", true, true},
+            {"gamma_activations", true, true},
             {"gamma_kv", true, true}};
   }
   void terms(const LawInput& x, std::span<const double> theta, Terms& out) const override {
@@ -44,13 +50,16 @@ class Kumar final : public Law {
     for (int i = 0; i < 3; ++i) out.sensitivity(0, kWeight + i, -theta[kAlpha] * slope[i]);
   }
   std::vector<std::vector<double>> starts() const override {
-    return grid_product({{0, .5, 1}, {5, 10}, {5, 10}, {.3, .5}, {.3, .5}, {std::log(2.7)}, {std::log(2.2)}, {0}});
+    return grid_product(
+        {{0, .5, 1}, {5, 10}, {5, 10}, {.3, .5}, {.3, .5}, {std::log(2.7)}, {std::log(2.2)}, {0}});
   }
   double default_delta() const override { return 1e-3; }
 };
 
 }  // namespace
 
-std::unique_ptr<Law> make_kumar() { return std::make_unique<Kumar>(); }
+std::unique_ptr<Law> make_kumar() {
+  return std::make_unique<Kumar>();
+}
 
 }  // namespace degu::scaling

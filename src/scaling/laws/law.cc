@@ -40,7 +40,8 @@ std::vector<double> Law::internalize(std::span<const double> published) const {
     if (!all[i].log_space) continue;
     // 0 stands: a forced fit may have lost a term, whose logarithm is then -infinity.
     if (!(out[i] >= 0))
-      throw DataError("law {}: parameter {} is {}, it must not be negative", name(), all[i].name, out[i]);
+      throw DataError("law {}: parameter {} is {}, it must not be negative", name(), all[i].name,
+                      out[i]);
     out[i] = std::log(out[i]);
   }
   return out;
@@ -57,8 +58,8 @@ std::vector<std::string> Law::out_of_range(const LawInput& x) const {
   const ValidityRange valid = range();
   const auto check = [&](const char* what, double value, const Interval& interval) {
     if (!interval.contains(value))
-      out.push_back(
-          fmt::format("{} {:.4g} is outside {:.4g} … {:.4g}", what, value, interval.lo, interval.hi));
+      out.push_back(fmt::format("{} {:.4g} is outside {:.4g} … {:.4g}", what, value, interval.lo,
+                                interval.hi));
   };
   check("N", x.n, valid.n);
   check("D", x.d, valid.d);

@@ -1,19 +1,21 @@
-// A scaling law as an object: what its N counts, where it was fitted, its formula with exact derivatives,
-// and the constants its authors printed.
+// A scaling law as an object: what its N counts, where it was fitted, its formula with exact
+// derivatives, and the constants its authors printed.
 //
 // Every law here is a sum of positive power-law terms, so its logarithm is
 //
 //     ln L(x) = LSE_k z_k(x; theta),      LSE_k z_k = ln sum_k exp(z_k),
 //
-// where each z_k is affine in the coefficients theta (ln A, alpha, …) once the few *saturation* parameters
-// (E_start, R_D*, …) are fixed. That one form gives all laws the same fast fit (fit/lse_objective.h).
+// where each z_k is affine in the coefficients theta (ln A, alpha, …) once the few *saturation*
+// parameters (E_start, R_D*, …) are fixed. That one form gives all laws the same fast fit
+// (fit/lse_objective.h).
 //
-// Two spaces: a law *publishes* values (E, A, alpha) under its authors' names and is fitted in *internal*
-// ones (ln E, ln A, alpha), because raw A and B span decades and an optimiser does not move them.
+// Two spaces: a law *publishes* values (E, A, alpha) under its authors' names and is fitted in
+// *internal* ones (ln E, ln A, alpha), because raw A and B span decades and an optimiser does not
+// move them.
 //
-// Letters clash between papers: `experts` here is always the number of routed experts of a block, top_k those a
-// token visits, granularity = (dense feed-forward width) / (expert width). E in published values is the
-// irreducible loss.
+// Letters clash between papers: `experts` here is always the number of routed experts of a block,
+// top_k those a token visits, granularity = (dense feed-forward width) / (expert width). E in
+// published values is the irreducible loss.
 #pragma once
 
 #include <array>
@@ -38,7 +40,7 @@ struct LawInput {
   double granularity = 1;    // dense feed-forward width / expert width
   double unique_tokens = 0;  // distinct tokens behind d; 0: all of them
   double weight_bits = 16, activation_bits = 16, kv_bits = 16;
-  int group = 0;             // index into a multiplier law's groups
+  int group = 0;  // index into a multiplier law's groups
 };
 
 struct ParamInfo {
@@ -67,7 +69,9 @@ class Terms {
     derivatives_.push_back({term, param, coefficient});
   }
   // Only the derivative: for saturation parameters, whose effect is inside other coefficients.
-  void sensitivity(int term, int param, double value) { derivatives_.push_back({term, param, value}); }
+  void sensitivity(int term, int param, double value) {
+    derivatives_.push_back({term, param, value});
+  }
 
   int count() const { return count_; }
   std::span<const double> z() const { return {z_.data(), static_cast<size_t>(count_)}; }
@@ -135,12 +139,13 @@ class Law {
   void require_count(size_t count) const;
 };
 
-// Effective number of experts: 1/E^ = 1/(E − 1 + 1/(1/E_start − 1/E_max)) + 1/E_max (Clark et al. 2022, eq. 5),
-// which saturates at E_max for many experts and is E_start at E = 1. Both laws that use it need ln E^ and its derivatives.
+// Effective number of experts: 1/E^ = 1/(E − 1 + 1/(1/E_start − 1/E_max)) + 1/E_max (Clark et al.
+// 2022, eq. 5), which saturates at E_max for many experts and is E_start at E = 1. Both laws that
+// use it need ln E^ and its derivatives.
 struct SaturatedExperts {
-  double log_e;      // ln E^
-  double d_start;    // d ln E^ / d E_start
-  double d_max;      // d ln E^ / d E_max
+  double log_e;    // ln E^
+  double d_start;  // d ln E^ / d E_start
+  double d_max;    // d ln E^ / d E_max
 };
 SaturatedExperts saturated_experts(double experts, double e_start, double e_max);
 

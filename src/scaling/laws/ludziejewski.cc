@@ -1,5 +1,6 @@
-// L = a E^^delta N^(alpha + gamma ln E^) + b E^^omega D^(beta + zeta ln E^) + c, E^ the saturated number of experts:
-// Ludziejewski et al. 2025, arXiv 2502.05172. Exponents carry their sign: alpha and beta are negative.
+// L = a E^^delta N^(alpha + gamma ln E^) + b E^^omega D^(beta + zeta ln E^) + c, E^ the saturated
+// number of experts: Ludziejewski et al. 2025, arXiv 2502.05172. Exponents carry their sign: alpha
+// and beta are negative.
 #include <cmath>
 
 #include "scaling/laws/registry.h"
@@ -13,7 +14,8 @@ class Ludziejewski final : public Law {
  public:
   std::string_view name() const override { return "ludziejewski"; }
   std::string_view summary() const override {
-    return "L = a E^^delta N^(alpha + gamma ln E^) + b E^^omega D^(beta + zeta ln E^) + c, E^ saturated";
+    return "L = a E^^delta N^(alpha + gamma ln E^) + b E^^omega D^(beta + zeta ln E^) + c, E^ "
+           "saturated";
   }
   std::string_view source() const override { return "Ludziejewski et al. 2025, arXiv 2502.05172"; }
   ParameterCount n_definition() const override { return ParameterCount::kActiveWithHead; }
@@ -22,14 +24,22 @@ class Ludziejewski final : public Law {
     return {.n = {3e7, 3e9}, .d = {2e9, 2e11}, .experts = {1, 32}};
   }
   std::vector<ParamInfo> params() const override {
-    return {{"a", true},  {"alpha"}, {"delta"},
-            {"gamma"},    {"b", true}, {"beta"},
-            {"omega"},    {"zeta"},  {"E_start", true, true},
-            {"E_max", true, true}, {"c", true}};
+    return {{"a", true},
+            {"alpha"},
+            {"delta"},
+            {"gamma"},
+            {"b", true},
+            {"beta"},
+            {"omega"},
+            {"zeta"},
+            {"E_start", true, true},
+            {"E_max", true, true},
+            {"c", true}};
   }
   std::vector<PublishedConstants> published() const override {
-    return {{"printed",
-             {35.91, -.1889, -.2285, .0098, 35.98, -.1775, .5529, -.0259, 2.0732, 290.4521, 1.3637}}};
+    return {
+        {"printed",
+         {35.91, -.1889, -.2285, .0098, 35.98, -.1775, .5529, -.0259, 2.0732, 290.4521, 1.3637}}};
   }
   void terms(const LawInput& x, std::span<const double> theta, Terms& out) const override {
     const double e_start = std::exp(theta[kStart]);
@@ -55,14 +65,25 @@ class Ludziejewski final : public Law {
     out.sensitivity(1, kMax, dz_d * e.d_max * e_max);
   }
   std::vector<std::vector<double>> starts() const override {
-    return grid_product({{2, 4, 6}, {-.15, -.3}, {-.2, .2}, {0}, {2, 4, 6}, {-.15, -.3},
-            {-.2, .5}, {0}, {std::log(2.)}, {std::log(300.)}, {-.5, .3}});
+    return grid_product({{2, 4, 6},
+                         {-.15, -.3},
+                         {-.2, .2},
+                         {0},
+                         {2, 4, 6},
+                         {-.15, -.3},
+                         {-.2, .5},
+                         {0},
+                         {std::log(2.)},
+                         {std::log(300.)},
+                         {-.5, .3}});
   }
   double default_delta() const override { return 1e-2; }
 };
 
 }  // namespace
 
-std::unique_ptr<Law> make_ludziejewski() { return std::make_unique<Ludziejewski>(); }
+std::unique_ptr<Law> make_ludziejewski() {
+  return std::make_unique<Ludziejewski>();
+}
 
 }  // namespace degu::scaling

@@ -1,5 +1,6 @@
-// L = E + A/N'^alpha + B/D'^beta with D' = U_D + U_D R_D* (1 − exp(−R_D/R_D*)) and N' likewise: repeated data,
-// Muennighoff et al. 2023, arXiv 2305.16264. U_D unique tokens are seen 1 + R_D times; U_N is the compute-optimal size for U_D.
+// L = E + A/N'^alpha + B/D'^beta with D' = U_D + U_D R_D* (1 − exp(−R_D/R_D*)) and N' likewise:
+// repeated data, Muennighoff et al. 2023, arXiv 2305.16264. U_D unique tokens are seen 1 + R_D
+// times; U_N is the compute-optimal size for U_D.
 #include <algorithm>
 #include <cmath>
 
@@ -28,14 +29,15 @@ class Muennighoff final : public Law {
  public:
   std::string_view name() const override { return "muennighoff"; }
   std::string_view summary() const override {
-    return "L = E + A/N'^alpha + B/D'^beta, D' = U_D + U_D R_D (1 - exp(-repeats/R_D)), N' likewise";
+    return "L = E + A/N'^alpha + B/D'^beta, D' = U_D + U_D R_D (1 - exp(-repeats/R_D)), N' "
+           "likewise";
   }
   std::string_view source() const override { return "Muennighoff et al. 2023, arXiv 2305.16264"; }
   ParameterCount n_definition() const override { return ParameterCount::kTotal; }
   ValidityRange range() const override { return {.n = {7e6, 9e9}, .d = {1e8, 9e11}}; }
   std::vector<ParamInfo> params() const override {
-    return {{"E", true}, {"A", true}, {"B", true}, {"alpha"}, {"beta"},
-            {"R_D", true, true}, {"R_N", true, true}};
+    return {{"E", true}, {"A", true},         {"B", true},        {"alpha"},
+            {"beta"},    {"R_D", true, true}, {"R_N", true, true}};
   }
   std::vector<PublishedConstants> published() const override {
     return {{"printed, C4", {1.87, 521, 1488, .3527, .3527, 15.387756, 5.309743}}};
@@ -45,9 +47,10 @@ class Muennighoff final : public Law {
     const double r_d = std::exp(theta[kRepeatD]);
     const double r_n = std::exp(theta[kRepeatN]);
     // Compute-optimal N for U_D tokens: N = (G^(1/b') … ) of Chinchilla's optimum solved for its D:
-    // D = (C/6)^a'/G and N = G (C/6)^b' give N = G (D G)^(b'/a') with a' = alpha/(alpha+beta), b' = beta/(alpha+beta).
-    // U_N enters only as the knee of N', so its own dependence on the coefficients is left out of the
-    // derivatives; the fit stays exact where all N <= U_N and approximate in the gradient otherwise.
+    // D = (C/6)^a'/G and N = G (C/6)^b' give N = G (D G)^(b'/a') with a' = alpha/(alpha+beta), b' =
+    // beta/(alpha+beta). U_N enters only as the knee of N', so its own dependence on the
+    // coefficients is left out of the derivatives; the fit stays exact where all N <= U_N and
+    // approximate in the gradient otherwise.
     const double alpha = theta[kAlpha], beta = theta[kBeta];
     const double ln_g = (std::log(alpha / beta) + theta[kA] - theta[kB]) / (alpha + beta);
     const double ln_unique_n = ln_g + beta / alpha * (std::log(unique_d) + ln_g);
@@ -71,6 +74,8 @@ class Muennighoff final : public Law {
 
 }  // namespace
 
-std::unique_ptr<Law> make_muennighoff() { return std::make_unique<Muennighoff>(); }
+std::unique_ptr<Law> make_muennighoff() {
+  return std::make_unique<Muennighoff>();
+}
 
 }  // namespace degu::scaling

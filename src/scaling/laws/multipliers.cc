@@ -74,6 +74,8 @@ std::unique_ptr<Law> make_multipliers(std::vector<ExpertGroup> groups) {
   return std::make_unique<Multipliers>(std::move(groups));
 }
 
-std::unique_ptr<Law> make_multipliers() { return make_multipliers(std::vector<ExpertGroup>{{}}); }
+std::unique_ptr<Law> make_multipliers() {
+  return make_multipliers(std::vector<ExpertGroup>{{}});
+}
 
 }  // namespace degu::scaling

@@ -1,10 +1,13 @@
-// The small-sample form for sweeps with few expert counts: dense and routed models share exponents, each
-// (E, K, granularity) gets one effective-parameter multiplier m_g on the parameters that a token uses:
+// The small-sample form for sweeps with few expert counts: dense and routed models share exponents,
+// each (E, K, granularity) gets one effective-parameter multiplier m_g on the parameters that a
+// token uses:
 //
-//     L = E + A/(m_g N)^alpha + B/D^beta,     m_g = 1 for the reference group (dense models where there are any).
+//     L = E + A/(m_g N)^alpha + B/D^beta,     m_g = 1 for the reference group (dense models where
+//     there are any).
 //
-// Fitted as ln A_g = ln A − alpha ln m_g, which keeps the exponentials affine in the coefficients. One group more costs
-// one parameter, so three runs of an (E, K, granularity) already say something about it.
+// Fitted as ln A_g = ln A − alpha ln m_g, which keeps the exponentials affine in the coefficients.
+// One group more costs one parameter, so three runs of an (E, K, granularity) already say something
+// about it.
 #pragma once
 
 #include <memory>

@@ -9,9 +9,9 @@ namespace degu::scaling {
 
 std::span<const LawFactory> law_table() {
   static constexpr std::array<LawFactory, 9> kTable = {
-      make_chinchilla,   make_clark, make_clark_unsaturated, make_krajewski,
-      make_ludziejewski, make_abnar, make_muennighoff,       make_kumar,
-      make_multipliers,
+      make_chinchilla,  make_clark,        make_clark_unsaturated,
+      make_krajewski,   make_ludziejewski, make_abnar,
+      make_muennighoff, make_kumar,        make_multipliers,
   };
   return kTable;
 }

@@ -66,8 +66,8 @@ FrontierPoint point(const FrontierProblem& p, double size, double d) {
   return out;
 }
 
-// The size with the least value of `cost`, by a scan over ln size and a golden section around its best. `cost` may be
-// infinite where a size is impossible.
+// The size with the least value of `cost`, by a scan over ln size and a golden section around its
+// best. `cost` may be infinite where a size is impossible.
 double least(const FrontierProblem& p, const std::function<double(double)>& cost) {
   const Interval range = p.family->sizes();
   const double low = std::log(range.lo);
@@ -104,8 +104,12 @@ double least(const FrontierProblem& p, const std::function<double(double)>& cost
 
 }  // namespace
 
-std::unique_ptr<Family> make_six_nd_family() { return std::make_unique<SixNd>(); }
-std::unique_ptr<Family> make_krajewski_family() { return std::make_unique<KrajewskiFamily>(); }
+std::unique_ptr<Family> make_six_nd_family() {
+  return std::make_unique<SixNd>();
+}
+std::unique_ptr<Family> make_krajewski_family() {
+  return std::make_unique<KrajewskiFamily>();
+}
 std::unique_ptr<Family> make_ludziejewski_family(double vocabulary) {
   return std::make_unique<LudziejewskiFamily>(vocabulary);
 }
@@ -132,9 +136,8 @@ double tokens_for_loss(const Law& law, std::span<const double> params, LawInput 
 }
 
 FrontierPoint best_for_training(const FrontierProblem& p, double flops) {
-  const double size = least(p, [&](double s) {
-    return point(p, s, flops / p.family->at(s, p.group).train_flops).loss;
-  });
+  const double size = least(
+      p, [&](double s) { return point(p, s, flops / p.family->at(s, p.group).train_flops).loss; });
   return point(p, size, flops / p.family->at(size, p.group).train_flops);
 }
 

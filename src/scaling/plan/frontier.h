@@ -1,7 +1,8 @@
 // Compute-optimal and lifetime-optimal sizes of a law over a continuous family of models.
 //
-// Sardana et al. 2024 (arXiv 2401.00448) count the inference bill: minimise train(N) D + inference(N) D_inf subject to
-// L(N, D) = l. Its solutions for all l are the same curve as the best losses for all lifetime budgets.
+// Sardana et al. 2024 (arXiv 2401.00448) count the inference bill: minimise train(N) D +
+// inference(N) D_inf subject to L(N, D) = l. Its solutions for all l are the same curve as the best
+// losses for all lifetime budgets.
 #pragma once
 
 #include <memory>
@@ -31,8 +32,8 @@ class Family {
 
 // Any law: size is N, 6 N FLOPs per training token, 2 N per inference token.
 std::unique_ptr<Family> make_six_nd_family();
-// Krajewski et al. 2024: width d, d/64 blocks, N = d² (8X + 4) d/64 for expansion rate X = experts / granularity,
-// FLOPs per token (12 d² · 6 + 14 d X G) d/64.
+// Krajewski et al. 2024: width d, d/64 blocks, N = d² (8X + 4) d/64 for expansion rate X = experts
+// / granularity, FLOPs per token (12 d² · 6 + 14 d X G) d/64.
 std::unique_ptr<Family> make_krajewski_family();
 // Ludziejewski et al. 2025: width d, d/64 blocks, vocabulary V: N_act = 2 d V + 13 d² d/64,
 // N_total = 2 d V + (4 + 9 E) d² d/64, 6 N_act FLOPs per token.
@@ -54,9 +55,9 @@ struct FrontierProblem {
   std::span<const double> params;  // published
   const Family* family = nullptr;
   ExpertGroup group;
-  int group_index = 0;             // for a multiplier law
+  int group_index = 0;  // for a multiplier law
   double inference_tokens = 0;
-  double max_total = 0;            // largest total parameters; 0: no limit
+  double max_total = 0;  // largest total parameters; 0: no limit
 };
 
 // Lowest loss with training FLOPs = flops.

@@ -25,9 +25,8 @@ class Planner {
     const ParameterCount definition = p_.law->n_definition();
     for (const ExpertGroup& group : p_.groups) {
       const auto at = std::find(p_.fit->groups.begin(), p_.fit->groups.end(), group);
-      const int index = at == p_.fit->groups.end()
-                            ? 0
-                            : static_cast<int>(at - p_.fit->groups.begin());
+      const int index =
+          at == p_.fit->groups.end() ? 0 : static_cast<int>(at - p_.fit->groups.begin());
       for (ShapeOption& option :
            enumerate_shapes(space, group, index, n_definition(*p_.fit, definition))) {
         ++plan_.considered;
@@ -43,9 +42,8 @@ class Planner {
     if (options_.empty())
       throw ConfigError("plan: none of {} shapes fits the memory limit; raise it or allow others",
                         plan_.considered);
-    std::stable_sort(options_.begin(), options_.end(), [](const auto& a, const auto& b) {
-      return a.train_flops < b.train_flops;
-    });
+    std::stable_sort(options_.begin(), options_.end(),
+                     [](const auto& a, const auto& b) { return a.train_flops < b.train_flops; });
     for (const ShapeOption& option : options_) budget_.push_back(budget_of(option));
   }
 
@@ -86,11 +84,13 @@ class Planner {
     return p_.law->predict(params, input(option, budget_[i] / option.train_flops));
   }
   double lifetime(const ShapeOption& option, double d) const {
-    return option.train_flops * d + p_.inference_cost * option.inference_flops * p_.inference_tokens;
+    return option.train_flops * d +
+           p_.inference_cost * option.inference_flops * p_.inference_tokens;
   }
 
-  // Lifetime cost of option i at the budget over the cheapest lifetime with its loss. The cheapest is looked for among the
-  // options of at most that loss: every option, at the tokens that bring it there.
+  // Lifetime cost of option i at the budget over the cheapest lifetime with its loss. The cheapest
+  // is looked for among the options of at most that loss: every option, at the tokens that bring it
+  // there.
   double excess(const std::vector<double>& params, size_t i) const {
     const double target = loss(params, i);
     const double own = lifetime(options_[i], budget_[i] / options_[i].train_flops);
@@ -125,8 +125,8 @@ class Planner {
     const std::vector<double> all = losses(params);
     const double least = *std::min_element(all.begin(), all.end());
     if (p_.inference_tokens <= 0) return most_usual(all, 1e-4 * least);
-    // Lifetime: only options near the training optimum or smaller can be on the frontier, so the search skips
-    // the rest: those that a cheaper option to serve beats in loss.
+    // Lifetime: only options near the training optimum or smaller can be on the frontier, so the
+    // search skips the rest: those that a cheaper option to serve beats in loss.
     std::vector<double> score(options_.size(), kInfinity);
     for (size_t i = 0; i < options_.size(); ++i) {
       const bool beaten = std::any_of(options_.begin(), options_.end(), [&](const ShapeOption& o) {
@@ -138,7 +138,9 @@ class Planner {
     return most_usual(score, 1e-4);
   }
 
-  PlannedModel describe(size_t i) const { return describe(options_[i], budget_[i] / options_[i].train_flops); }
+  PlannedModel describe(size_t i) const {
+    return describe(options_[i], budget_[i] / options_[i].train_flops);
+  }
 
   PlannedModel describe(const ShapeOption& option, double d) const {
     PlannedModel out;
@@ -173,9 +175,10 @@ class Planner {
     if (count == 0) return;
     std::vector<double> n, d;
     std::map<ExpertGroup, int> chosen;
-    // The lifetime choice costs a search per option; its draws use the fast criterion at the same trade-off: the
-    // loss is compared at equal lifetime cost with the best plan.
-    const double lifetime_budget = lifetime(options_[best_], budget_[best_] / options_[best_].train_flops);
+    // The lifetime choice costs a search per option; its draws use the fast criterion at the same
+    // trade-off: the loss is compared at equal lifetime cost with the best plan.
+    const double lifetime_budget =
+        lifetime(options_[best_], budget_[best_] / options_[best_].train_flops);
     for (size_t k = 0; k < count; ++k) {
       const std::vector<double>& params = p_.fit->draws[k];
       double least = kInfinity;
@@ -218,8 +221,8 @@ class Planner {
     for (size_t i = 0; i < options_.size(); ++i) {
       if (options_[i].group != group || options_[i].n < n_least || options_[i].n > n_most) continue;
       const double value = loss(p_.fit->params, i);
-      const bool better = value < least * (1 - 1e-4) ||
-                          (value < least * (1 + 1e-4) && options_[i].aspect < aspect);
+      const bool better =
+          value < least * (1 - 1e-4) || (value < least * (1 + 1e-4) && options_[i].aspect < aspect);
       if (!better) continue;
       out = i;
       least = value;
@@ -240,8 +243,8 @@ class Planner {
       double least = std::log(1.25);
       for (size_t i = 0; i < options_.size(); ++i) {
         if (options_[i].group != best.group) continue;
-        const double off = std::abs(std::log(options_[i].n / (factor * best.n))) +
-                           .1 * options_[i].aspect;
+        const double off =
+            std::abs(std::log(options_[i].n / (factor * best.n))) + .1 * options_[i].aspect;
         if (off >= least) continue;
         least = off;
         near = i;
@@ -269,11 +272,11 @@ class Planner {
     const PlannedModel& m = plan_.best;
     if (m.flops > p_.extrapolation * p_.fit->c.hi)
       plan_.warnings.push_back(
-          fmt::format("extrapolation: {:.3g} FLOPs are {:.1f} times the largest run's {:.3g}", m.flops,
-                      m.flops / p_.fit->c.hi, p_.fit->c.hi));
+          fmt::format("extrapolation: {:.3g} FLOPs are {:.1f} times the largest run's {:.3g}",
+                      m.flops, m.flops / p_.fit->c.hi, p_.fit->c.hi));
     if (!p_.fit->n.contains(m.option.n))
-      plan_.warnings.push_back(fmt::format("N {:.3g} is outside the runs' {:.3g} … {:.3g}", m.option.n,
-                                           p_.fit->n.lo, p_.fit->n.hi));
+      plan_.warnings.push_back(fmt::format("N {:.3g} is outside the runs' {:.3g} … {:.3g}",
+                                           m.option.n, p_.fit->n.lo, p_.fit->n.hi));
     if (!p_.fit->d.contains(m.d))
       plan_.warnings.push_back(fmt::format("D {:.3g} is outside the runs' {:.3g} … {:.3g}", m.d,
                                            p_.fit->d.lo, p_.fit->d.hi));
@@ -284,14 +287,15 @@ class Planner {
       most = std::max(most, option.n);
     }
     if (m.option.n <= least * 1.001 || m.option.n >= most / 1.001)
-      plan_.warnings.push_back(fmt::format(
-          "the best N {:.3g} is at the edge of the shapes considered ({:.3g} … {:.3g})", m.option.n,
-          least, most));
+      plan_.warnings.push_back(
+          fmt::format("the best N {:.3g} is at the edge of the shapes considered ({:.3g} … {:.3g})",
+                      m.option.n, least, most));
     if (plan_.too_large > 0)
       plan_.warnings.push_back(fmt::format("{} of {} shapes are above the memory limit",
                                            plan_.too_large, plan_.considered));
     if (p_.fit->draws.empty())
-      plan_.warnings.push_back("no intervals: the fit was made without --bootstrap or without --out");
+      plan_.warnings.push_back(
+          "no intervals: the fit was made without --bootstrap or without --out");
   }
 
   const PlanProblem& p_;
@@ -322,8 +326,9 @@ Hardware read_hardware(const std::string& path) {
     throw DataError("{}: {}", path, error.what());
   }
   if (!(out.bf16_flops > 0) && !(out.fp32_flops > 0))
-    throw DataError("{}: neither bf16_flops nor fp32_flops above 0; run `degu bench kernels --out {}`",
-                    path, path);
+    throw DataError(
+        "{}: neither bf16_flops nor fp32_flops above 0; run `degu bench kernels --out {}`", path,
+        path);
   return out;
 }
 
@@ -337,8 +342,7 @@ UtilisationCurve::UtilisationCurve(std::vector<double> flops_per_token,
   for (size_t begin = 0; begin < order.size();) {
     double x = 0, y = 0;
     size_t end = begin;
-    for (; end < order.size() &&
-           flops_per_token[order[end]] < 1.19 * flops_per_token[order[begin]];
+    for (; end < order.size() && flops_per_token[order[end]] < 1.19 * flops_per_token[order[begin]];
          ++end) {
       x += std::log(flops_per_token[order[end]]);
       y += utilisation[order[end]];
@@ -367,7 +371,8 @@ Plan make_plan(const PlanProblem& problem, const ShapeSpace& space) {
     throw ConfigError("--hours needs --hardware HW.yaml from `degu bench kernels --out HW.yaml`");
   if (problem.hours > 0 && problem.utilisation.empty() && !(problem.default_utilisation > 0))
     throw ConfigError(
-        "--hours: the fitted runs hold no utilisation; give one with --utilisation (for example 0.3)");
+        "--hours: the fitted runs hold no utilisation; give one with --utilisation (for example "
+        "0.3)");
   if (problem.fit->approach != 3)
     throw ConfigError(
         "plan: the fit is by approach {}, which predicts no loss; fit by approach 3 or --law "
@@ -392,16 +397,17 @@ std::vector<ExpertGroup> allowed_groups(const Law& law, const FitResult& fit,
                               !fit.groups.empty() && e > fit.groups.front().experts &&
                               e < fit.groups.back().experts;
     if (!interpolates)
-      throw ConfigError("--experts {}: neither measured nor covered by law {}; measured: {}", wanted,
-                        law.name(), measured);
-    out.push_back({e, fit.groups.back().top_k, fit.groups.back().granularity,
-                   fit.groups.back().shared});
+      throw ConfigError("--experts {}: neither measured nor covered by law {}; measured: {}",
+                        wanted, law.name(), measured);
+    out.push_back(
+        {e, fit.groups.back().top_k, fit.groups.back().granularity, fit.groups.back().shared});
   }
   return out;
 }
 
 int64_t round_tokens(double tokens, int64_t step_tokens) {
-  const int64_t steps = std::max<int64_t>(1, std::llround(tokens / static_cast<double>(step_tokens)));
+  const int64_t steps =
+      std::max<int64_t>(1, std::llround(tokens / static_cast<double>(step_tokens)));
   const double rounded = static_cast<double>(steps * step_tokens);
   if (std::abs(rounded / tokens - 1) > .03)
     throw ConfigError(

@@ -27,8 +27,9 @@ double usual_ratio(const std::vector<SizeSeen>& seen, double width) {
     weight += w;
   }
   if (weight > 1e-6) return std::exp(sum / weight);
-  const SizeSeen& last = *std::max_element(
-      seen.begin(), seen.end(), [](const SizeSeen& a, const SizeSeen& b) { return a.width < b.width; });
+  const SizeSeen& last =
+      *std::max_element(seen.begin(), seen.end(),
+                        [](const SizeSeen& a, const SizeSeen& b) { return a.width < b.width; });
   return static_cast<double>(last.width) / static_cast<double>(last.layers);
 }
 
@@ -58,8 +59,9 @@ std::vector<ShapeOption> enumerate_shapes(const ShapeSpace& space, const ExpertG
   const ModelShape base = plain.resolved();
   std::vector<SizeSeen> seen = space.seen;
   if (seen.empty()) seen.push_back({base.width, base.layers});
-  const auto [narrow, wide] = std::minmax_element(
-      seen.begin(), seen.end(), [](const SizeSeen& a, const SizeSeen& b) { return a.width < b.width; });
+  const auto [narrow, wide] =
+      std::minmax_element(seen.begin(), seen.end(),
+                          [](const SizeSeen& a, const SizeSeen& b) { return a.width < b.width; });
   Ratios ratios{std::numeric_limits<double>::infinity(), 0};
   for (const SizeSeen& s : seen) {
     const double ratio = static_cast<double>(s.width) / static_cast<double>(s.layers);
@@ -88,8 +90,8 @@ std::vector<ShapeOption> enumerate_shapes(const ShapeSpace& space, const ExpertG
       s.kv_heads = std::max(1, s.heads * base.kv_heads / base.heads);
       while (s.heads % s.kv_heads != 0) --s.kv_heads;
       if (space.base.ffn_width > 0)  // keeps its share of the width, in steps of 16
-        s.ffn_width = std::max(1, static_cast<int>(std::lround(
-                                      double(space.base.ffn_width) / base.width * width / 16))) *
+        s.ffn_width = std::max(1, static_cast<int>(std::lround(double(space.base.ffn_width) /
+                                                               base.width * width / 16))) *
                       16;
       s.moe = space.base.moe;
       s.moe.experts = 0;
