@@ -132,8 +132,8 @@ struct CommOptions {
 #else
   bool verify = true;
 #endif
-  // Received parts of a reduction pass through a buffer of this size, in rounds. Measured best
-  // where it stays in the second-level cache.
+  // Received parts of a reduction pass through a buffer of this size, in rounds. Chosen
+  // to stay in a core's second-level cache; not tuned beyond that.
   size_t scratch_bytes = size_t{1} << 20;
 };
 
