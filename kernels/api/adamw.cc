@@ -2,6 +2,7 @@
 
 #include "kernels/api/check.h"
 #include "kernels/cpu/adamw.h"
+#include "tensor/trace.h"
 
 namespace degu {
 namespace {
@@ -14,6 +15,7 @@ const AdamWKernels& kernels(const Context& context) {
 
 void adamw(Context& context, const AdamWStep& step, AnyView master, AnyView m, AnyView v,
            AnyView grad, AnyView weight) {
+  const TraceScope span(context, "adamw");
   check::type(context, "adamw", "master", master, {DType::kF32});
   check::same(context, "adamw", "m", m, "master", master);
   check::same(context, "adamw", "v", v, "master", master);
@@ -32,6 +34,7 @@ void adamw(Context& context, const AdamWStep& step, AnyView master, AnyView m, A
 }
 
 void block_square_sums(Context& context, AnyView grad, std::span<double> block_sums) {
+  const TraceScope span(context, "block_square_sums");
   check::type(context, "block_square_sums", "grad", grad, {DType::kF32});
   const int64_t blocks = (grad.elements() + kNormBlock - 1) / kNormBlock;
   if (static_cast<int64_t>(block_sums.size()) != blocks) {

@@ -2,6 +2,7 @@
 
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/isa.h"
+#include "tensor/trace.h"
 
 namespace degu {
 namespace {
@@ -75,6 +76,7 @@ size_t kv_page_bytes(const Context&, DType dtype, int64_t kv_heads, int64_t head
 
 void kv_store(Context& context, AnyView k_TGA, AnyView v_TGA, const Sequences& sequences,
               const KvView& kv) {
+  const TraceScope span(context, "kv_store");
   check_view("kv_store", kv, sequences, false);
   check_rows("kv_store", "k", k_TGA, kv.dtype, sequences.rows(), kv.kv_heads, kv.head_width);
   check_rows("kv_store", "v", v_TGA, kv.dtype, sequences.rows(), kv.kv_heads, kv.head_width);
@@ -84,6 +86,7 @@ void kv_store(Context& context, AnyView k_TGA, AnyView v_TGA, const Sequences& s
 
 void attention(Context& context, AnyView q_THA, const KvView& kv, const Sequences& sequences,
                float scale, AnyView out_THA, AnyView lse_TH) {
+  const TraceScope span(context, "attention");
   check_view("attention", kv, sequences, false);
   const int64_t heads = check_queries("attention", q_THA, kv, sequences, scale, lse_TH);
   check_rows("attention", "out", out_THA, kv.dtype, sequences.rows(), heads, kv.head_width);
@@ -95,6 +98,7 @@ void attention(Context& context, AnyView q_THA, const KvView& kv, const Sequence
 void attention_backward(Context& context, AnyView q_THA, const KvView& kv,
                         const Sequences& sequences, float scale, AnyView out_THA, AnyView lse_TH,
                         AnyView dout_THA, AnyView dq_THA, AnyView dk_TGA, AnyView dv_TGA) {
+  const TraceScope span(context, "attention_backward");
   constexpr const char* kOp = "attention_backward";
   check_view(kOp, kv, sequences, true);
   const int64_t rows = sequences.rows();

@@ -2,11 +2,13 @@
 
 #include "kernels/cpu/cross_entropy.h"
 #include "kernels/cpu/isa.h"
+#include "tensor/trace.h"
 
 namespace degu {
 
 void cross_entropy(Context& context, AnyView logit_TV, std::span<const int32_t> target_T,
                    float scale, float z_loss, AnyView loss_T, AnyView dlogit_TV) {
+  const TraceScope span(context, "cross_entropy");
   const auto rows = static_cast<int64_t>(target_T.size());
   if (logit_TV.shape.rank() != 2 || logit_TV.dtype != DType::kF32 || logit_TV.dim(0) != rows ||
       logit_TV.dim(1) < 1) {

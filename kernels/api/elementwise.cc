@@ -2,6 +2,7 @@
 
 #include "kernels/api/check.h"
 #include "kernels/cpu/elementwise.h"
+#include "tensor/trace.h"
 
 namespace degu {
 namespace {
@@ -13,6 +14,7 @@ const ElementwiseKernels& kernels(const Context& context) {
 }  // namespace
 
 void cast(Context& context, AnyView from, AnyView to) {
+  const TraceScope span(context, "cast");
   check::floating(context, "cast", "from", from);
   check::floating(context, "cast", "to", to);
   check::elements("cast", "to", to, from.elements());
@@ -20,6 +22,7 @@ void cast(Context& context, AnyView from, AnyView to) {
 }
 
 void add(Context& context, AnyView a, AnyView b, AnyView out) {
+  const TraceScope span(context, "add");
   check::floating(context, "add", "a", a);
   check::same(context, "add", "b", b, "a", a);
   check::same(context, "add", "out", out, "a", a);
@@ -27,11 +30,13 @@ void add(Context& context, AnyView a, AnyView b, AnyView out) {
 }
 
 void scale(Context& context, AnyView x, float factor) {
+  const TraceScope span(context, "scale");
   check::floating(context, "scale", "x", x);
   kernels(context).scale(context, x, factor);
 }
 
 void fill_zero(Context& context, AnyView x) {
+  const TraceScope span(context, "fill_zero");
   check::type(context, "fill_zero", "x", x, {x.dtype});
   kernels(context).fill_zero(context, x);
 }

@@ -2,6 +2,7 @@
 
 #include "kernels/api/check.h"
 #include "kernels/cpu/embedding.h"
+#include "tensor/trace.h"
 
 namespace degu {
 namespace {
@@ -25,6 +26,7 @@ void check_tokens(const char* op, std::span<const int32_t> tokens, int64_t vocab
 
 void embedding(Context& context, AnyView table_VD, std::span<const int32_t> tokens_T,
                AnyView y_TD) {
+  const TraceScope span(context, "embedding");
   check::floating(context, "embedding", "table_VD", table_VD);
   if (table_VD.shape.rank() != 2) {
     throw ShapeError("embedding: table_VD is {}, must be [V, D]", table_VD.shape.str());
@@ -38,6 +40,7 @@ void embedding(Context& context, AnyView table_VD, std::span<const int32_t> toke
 
 void embedding_backward(Context& context, AnyView dy_TD, std::span<const int32_t> tokens_T,
                         const UnitSegments& segments, AnyView dtable_SVD, Write write) {
+  const TraceScope span(context, "embedding_backward");
   constexpr const char* kOp = "embedding_backward";
   check::floating(context, kOp, "dy_TD", dy_TD);
   check::type(context, kOp, "dtable_SVD", dtable_SVD, {DType::kF32});

@@ -1,6 +1,7 @@
 #include "kernels/api/grouped_gemm.h"
 
 #include "kernels/cpu/grouped_gemm.h"
+#include "tensor/trace.h"
 
 namespace degu {
 namespace {
@@ -37,6 +38,7 @@ void check_float(const char* op, const char* name, const AnyView& view) {
 
 void grouped_gemm(Context& context, AnyView x_RD, const PackedWeight& w, const RowGroups& groups,
                   AnyView y_RF, const Epilogue& epilogue) {
+  const TraceScope span(context, "grouped_gemm");
   constexpr const char* kOp = "grouped_gemm";
   check_matrix(kOp, "x", x_RD, w.inner);
   check_matrix(kOp, "y", y_RF, w.outputs);
@@ -79,6 +81,7 @@ void gemm(Context& context, AnyView x_RD, const PackedWeight& w, AnyView y_RF,
 
 void grouped_gemm_dw(Context& context, AnyView dy_RF, AnyView x_RD, const UnitSegments& segments,
                      AnyView dw_SEFD, Write write) {
+  const TraceScope span(context, "grouped_gemm_dw");
   constexpr const char* kOp = "grouped_gemm_dw";
   const Shape& shape = dw_SEFD.shape;
   const int rank = shape.rank();

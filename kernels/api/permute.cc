@@ -2,6 +2,7 @@
 
 #include "kernels/api/check.h"
 #include "kernels/cpu/permute.h"
+#include "tensor/trace.h"
 
 namespace degu {
 namespace {
@@ -42,6 +43,7 @@ void per_slot(const Context& context, const char* op, const char* name, const An
 int64_t route_plan(Context& context, AnyView expert_TK, int64_t experts, int64_t capacity,
                    std::span<const int64_t> group_offsets, std::span<int64_t> offsets_E,
                    AnyView row_TK, AnyView token_R) {
+  const TraceScope span(context, "route_plan");
   constexpr const char* kOp = "route_plan";
   check::type(context, kOp, "expert_TK", expert_TK, {DType::kI32});
   matrix(kOp, "expert_TK", expert_TK);
@@ -67,6 +69,7 @@ int64_t route_plan(Context& context, AnyView expert_TK, int64_t experts, int64_t
 }
 
 void gather_rows(Context& context, AnyView x_TD, AnyView source_R, AnyView y_RD) {
+  const TraceScope span(context, "gather_rows");
   constexpr const char* kOp = "gather_rows";
   check::floating(context, kOp, "x_TD", x_TD);
   check::type(context, kOp, "source_R", source_R, {DType::kI32});
@@ -79,6 +82,7 @@ void gather_rows(Context& context, AnyView x_TD, AnyView source_R, AnyView y_RD)
 
 void combine(Context& context, AnyView x_RD, AnyView row_TK, AnyView gate_TK, AnyView add_TD,
              AnyView y_TD) {
+  const TraceScope span(context, "combine");
   constexpr const char* kOp = "combine";
   check::floating(context, kOp, "x_RD", x_RD);
   check::type(context, kOp, "row_TK", row_TK, {DType::kI32});
@@ -94,6 +98,7 @@ void combine(Context& context, AnyView x_RD, AnyView row_TK, AnyView gate_TK, An
 
 void combine_backward(Context& context, AnyView dy_TD, AnyView x_RD, AnyView row_TK,
                       AnyView gate_TK, AnyView dx_RD, AnyView dgate_TK) {
+  const TraceScope span(context, "combine_backward");
   constexpr const char* kOp = "combine_backward";
   check::floating(context, kOp, "x_RD", x_RD);
   check::type(context, kOp, "row_TK", row_TK, {DType::kI32});

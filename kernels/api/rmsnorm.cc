@@ -2,6 +2,7 @@
 
 #include "kernels/api/check.h"
 #include "kernels/cpu/rmsnorm.h"
+#include "tensor/trace.h"
 
 namespace degu {
 namespace {
@@ -14,6 +15,7 @@ const RmsNormKernels& kernels(const Context& context) {
 
 void rmsnorm(Context& context, AnyView x_TD, AnyView gain_D, double eps, AnyView y_TD,
              AnyView inv_T) {
+  const TraceScope span(context, "rmsnorm");
   check::floating(context, "rmsnorm", "x_TD", x_TD);
   check::type(context, "rmsnorm", "gain_D", gain_D, {DType::kF32});
   const int64_t rows = check::rows_of("rmsnorm", "x_TD", x_TD, gain_D.elements());
@@ -28,6 +30,7 @@ void rmsnorm(Context& context, AnyView x_TD, AnyView gain_D, double eps, AnyView
 void rmsnorm_backward(Context& context, AnyView dy_TD, AnyView x_TD, AnyView gain_D, AnyView inv_T,
                       const UnitSegments& segments, AnyView add_TD, AnyView dx_TD, AnyView dgain_SD,
                       Write write) {
+  const TraceScope span(context, "rmsnorm_backward");
   constexpr const char* kOp = "rmsnorm_backward";
   check::floating(context, kOp, "x_TD", x_TD);
   check::type(context, kOp, "gain_D", gain_D, {DType::kF32});

@@ -2,11 +2,13 @@
 
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/rotary.h"
+#include "tensor/trace.h"
 
 namespace degu {
 
 void rotary(Context& context, AnyView x_THA, std::span<const int32_t> positions_T, double theta,
             bool inverse) {
+  const TraceScope span(context, "rotary");
   if (x_THA.shape.rank() != 3 || x_THA.dim(0) != static_cast<int64_t>(positions_T.size())) {
     throw ShapeError("rotary: x is {} but there are {} positions; pass x as [T, H, A]",
                      x_THA.shape.str(), positions_T.size());

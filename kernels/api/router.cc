@@ -2,6 +2,7 @@
 
 #include "kernels/api/check.h"
 #include "kernels/cpu/router.h"
+#include "tensor/trace.h"
 
 namespace degu {
 namespace {
@@ -40,6 +41,7 @@ void token_groups(const char* op, std::span<const int64_t> offsets, int64_t toke
 
 void router_topk(Context& context, AnyView logit_TE, AnyView bias_E, const RouterOptions& options,
                  AnyView score_TE, AnyView expert_TK, AnyView gate_TK, AnyView lse_T) {
+  const TraceScope span(context, "router_topk");
   constexpr const char* kOp = "router_topk";
   const Shape te = tokens_by_experts(kOp, "logit_TE", logit_TE, options.top_k);
   fits(context, kOp, "logit_TE", logit_TE, DType::kF32, te);
@@ -55,6 +57,7 @@ void router_topk_backward(Context& context, AnyView logit_TE, AnyView score_TE, 
                           AnyView gate_TK, AnyView lse_T, AnyView dgate_TK, AnyView dscore_GE,
                           std::span<const int64_t> group_offsets, float dz,
                           const RouterOptions& options, AnyView dlogit_TE) {
+  const TraceScope span(context, "router_topk_backward");
   constexpr const char* kOp = "router_topk_backward";
   const Shape te = tokens_by_experts(kOp, "logit_TE", logit_TE, options.top_k);
   const Shape tk = {te[0], options.top_k};
@@ -77,6 +80,7 @@ void router_topk_backward(Context& context, AnyView logit_TE, AnyView score_TE, 
 void router_balance(Context& context, AnyView score_TE, AnyView expert_TK,
                     std::span<const int64_t> group_offsets, Score score, AnyView count_GE,
                     AnyView score_sum_GE) {
+  const TraceScope span(context, "router_balance");
   constexpr const char* kOp = "router_balance";
   const Shape te = tokens_by_experts(kOp, "score_TE", score_TE, 1);
   fits(context, kOp, "score_TE", score_TE, DType::kF32, te);

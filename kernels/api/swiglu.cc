@@ -2,6 +2,7 @@
 
 #include "kernels/api/check.h"
 #include "kernels/cpu/swiglu.h"
+#include "tensor/trace.h"
 
 namespace degu {
 namespace {
@@ -22,6 +23,7 @@ int64_t leading(const char* op, const AnyView& view, int64_t rows) {
 }  // namespace
 
 void swiglu(Context& context, AnyView gate_RF, AnyView up_RF, AnyView act_RF, int64_t rows) {
+  const TraceScope span(context, "swiglu");
   check::floating(context, "swiglu", "gate_RF", gate_RF);
   check::same(context, "swiglu", "up_RF", up_RF, "gate_RF", gate_RF);
   check::same(context, "swiglu", "act_RF", act_RF, "gate_RF", gate_RF);
@@ -30,6 +32,7 @@ void swiglu(Context& context, AnyView gate_RF, AnyView up_RF, AnyView act_RF, in
 
 void swiglu_backward(Context& context, AnyView dact_RF, AnyView gate_RF, AnyView up_RF,
                      AnyView dgate_RF, AnyView dup_RF, int64_t rows) {
+  const TraceScope span(context, "swiglu_backward");
   constexpr const char* kOp = "swiglu_backward";
   check::floating(context, kOp, "gate_RF", gate_RF);
   check::same(context, kOp, "dact_RF", dact_RF, "gate_RF", gate_RF);

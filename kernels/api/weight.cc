@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "kernels/cpu/weight.h"
+#include "tensor/trace.h"
 
 namespace degu {
 
@@ -14,6 +15,7 @@ size_t packed_bytes(const Context& context, Scheme scheme, int64_t experts, int6
 
 PackedWeight pack_weight(Context& context, AnyView w_EFD, Scheme scheme, Orientation orientation,
                          void* memory) {
+  const TraceScope span(context, "pack_weight");
   const int rank = w_EFD.shape.rank();
   if (rank != 2 && rank != 3) {
     throw ShapeError("pack_weight: w has shape {}; pass [E, F, D] or [F, D]", w_EFD.shape.str());

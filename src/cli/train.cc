@@ -27,19 +27,19 @@ ExitCode train(TrainArguments arguments) {
   Job job(config.cluster.threads);
   const TokenDataset dataset(config.data.paths);
   config = resolve_config(config, dataset);
-  stop_on_signals();
-  const RunResult result =
-      run_training(config, arguments.run, dataset, job.world(), job.context());
+  const RunResult result = run_training(config, arguments.run, dataset, job.world(), job.context());
   if (job.world().rank() == 0) {
     if (arguments.json) std::printf("%s\n", to_json(result).dump(2).c_str());
     if (result.complete) {
-      log_info("{}: {} steps, {} tokens, validation loss {:.4f} ({:.4f} bits per byte), {:.0f} tokens/s, "
-               "{:.1f}% of peak", arguments.run.folder, result.steps, result.tokens,
-               result.validation.loss, result.validation.bits_per_byte, result.tokens_per_second,
-               100 * result.utilisation);
+      log_info(
+          "{}: {} steps, {} tokens, validation loss {:.4f} ({:.4f} bits per byte), {:.0f} "
+          "tokens/s, "
+          "{:.1f}% of peak",
+          arguments.run.folder, result.steps, result.tokens, result.validation.loss,
+          result.validation.bits_per_byte, result.tokens_per_second, 100 * result.utilisation);
     } else {
-      log_info("{}: stopped at step {} ({}); run again with --resume to go on", arguments.run.folder,
-               result.steps, result.stop_reason);
+      log_info("{}: stopped at step {} ({}); run again with --resume to go on",
+               arguments.run.folder, result.steps, result.stop_reason);
     }
   }
   return result.complete ? ExitCode::kDone : ExitCode::kInterrupted;
@@ -50,15 +50,20 @@ ExitCode train(TrainArguments arguments) {
 Action attach_train(CLI::App& app) {
   auto arguments = std::make_shared<TrainArguments>();
   app.add_option("config", arguments->config, "run configuration (YAML)")->required();
-  app.add_option("--out", arguments->run.folder, "folder of the run; default: runs/<name of the file>");
+  app.add_option("--out", arguments->run.folder,
+                 "folder of the run; default: runs/<name of the file>");
   app.add_option("--set", arguments->overrides, "key=value over the file, e.g. train.steps=200")
       ->allow_extra_args(false);
-  app.add_flag("--resume", arguments->run.resume, "go on from the newest checkpoint, if there is one");
-  app.add_option("--init-from", arguments->run.init_from, "checkpoint whose weights the run starts with");
+  app.add_flag("--resume", arguments->run.resume,
+               "go on from the newest checkpoint, if there is one");
+  app.add_option("--init-from", arguments->run.init_from,
+                 "checkpoint whose weights the run starts with");
   app.add_option("--max-minutes", arguments->run.max_minutes,
                  "write a checkpoint and stop after this long (exit code 75)");
   app.add_option("--stop-after", arguments->run.stop_after,
                  "write a checkpoint and stop once this many steps are done (exit code 75)");
+  app.add_flag("--trace", arguments->run.trace,
+               "write a Chrome trace per rank, a span per operator");
   app.add_flag("--json", arguments->json, "print the result as one JSON object");
   return [arguments] { return train(*arguments); };
 }

@@ -5,8 +5,8 @@
 
 namespace degu {
 
-LocalKv::LocalKv(Context& context, Arena& arena, const ModelShape& shape, DType type, int64_t tokens,
-                 int layers)
+LocalKv::LocalKv(Context& context, Arena& arena, const ModelShape& shape, DType type,
+                 int64_t tokens, int layers)
     : max_tokens_(tokens),
       page_bytes_(kv_page_bytes(context, type, shape.kv_heads, shape.head_width)),
       layers_(layers) {

@@ -11,7 +11,8 @@ namespace degu {
 
 class LocalKv {
  public:
-  // `layers`: how many layers keep their pages at once (all of them when a backward pass follows, else 1).
+  // `layers`: how many layers keep their pages at once (all of them when a backward pass follows,
+  // else 1).
   LocalKv(Context& context, Arena& arena, const ModelShape& shape, DType type, int64_t tokens,
           int layers);
 

@@ -46,9 +46,8 @@ class SpecList {
   // `residual`: the product is added to the residual stream, whose variance would grow with depth.
   void matrix(const std::string& name, int64_t experts, int64_t outputs, int64_t inner,
               int64_t base_inner, bool residual) {
-    const double ratio = s_.mup_base_width > 0
-                             ? static_cast<double>(base_inner) / static_cast<double>(inner)
-                             : 1.0;
+    const double ratio =
+        s_.mup_base_width > 0 ? static_cast<double>(base_inner) / static_cast<double>(inner) : 1.0;
     const double depth = residual ? 1.0 / std::sqrt(2.0 * s_.layers) : 1.0;
     specs_.push_back({.name = name,
                       .shape = experts > 0 ? Shape{experts, outputs, inner} : Shape{outputs, inner},
@@ -91,7 +90,8 @@ class SpecList {
   std::vector<ParameterSpec> take() { return std::move(specs_); }
 
  private:
-  void swiglu(const std::string& folder, const std::string& prefix, int64_t experts, int64_t width) {
+  void swiglu(const std::string& folder, const std::string& prefix, int64_t experts,
+              int64_t width) {
     matrix(folder + prefix + "gate", experts, width, s_.width, s_.mup_base_width, false);
     matrix(folder + prefix + "up", experts, width, s_.width, s_.mup_base_width, false);
     matrix(folder + prefix + "down", experts, s_.width, width, base_ffn_, true);
@@ -166,8 +166,8 @@ ParameterSet::ParameterSet(const Context& context, const ModelShape& shape, DTyp
     const int64_t count = local.rank() == 3 ? local[0] : 1;
     const int64_t outputs = local[local.rank() - 2];
     const int64_t inner = local[local.rank() - 1];
-    const Scheme scheme = p->spec.role == ParameterRole::kRouter ? Scheme::kFp32
-                                                                 : training_scheme(activation_);
+    const Scheme scheme =
+        p->spec.role == ParameterRole::kRouter ? Scheme::kFp32 : training_scheme(activation_);
     auto reserve = [&](PackedWeight& packed, int64_t to, int64_t from) {
       const size_t bytes = packed_bytes(context, scheme, count, to, from);
       packings_.emplace_back(DType::kU8, Shape{static_cast<int64_t>(bytes)});
@@ -209,9 +209,8 @@ void ParameterSet::initialise(Context& context, uint64_t seed) {
   for (const auto& p : parameters_) {
     const View<float> value = p->value.as<float>();
     const ParameterSpec& spec = p->spec;
-    const int64_t first = spec.role == ParameterRole::kExperts
-                              ? experts_.begin * spec.shape[1] * spec.shape[2]
-                              : 0;
+    const int64_t first =
+        spec.role == ParameterRole::kExperts ? experts_.begin * spec.shape[1] * spec.shape[2] : 0;
     const float constant = spec.role == ParameterRole::kGain ? 1.0f : 0.0f;
     const RandomStream stream(seed, spec.name);
     context.parallel_for((value.elements() + kChunk - 1) / kChunk, [&](int64_t chunk, int) {
@@ -230,8 +229,8 @@ void ParameterSet::pack(Context& context) {
   for (const auto& p : parameters_) {
     if (p->table) cast(context, p->value, p->table);
     if (!is_packed(*p)) continue;
-    p->forward = pack_weight(context, p->value, p->forward.scheme, Orientation::kForward,
-                             p->forward.bytes);
+    p->forward =
+        pack_weight(context, p->value, p->forward.scheme, Orientation::kForward, p->forward.bytes);
     if (training_) {
       p->backward = pack_weight(context, p->value, p->backward.scheme, Orientation::kBackward,
                                 p->backward.bytes);

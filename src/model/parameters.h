@@ -1,7 +1,7 @@
 // All trained tensors of a model on one rank.
 //
-// Values live in a few flat fp32 regions, so that gradients, optimizer state and exchanges between ranks
-// are a handful of long vectors. Products read packings of the values; `pack` refreshes them.
+// Values live in a few flat fp32 regions, so that gradients, optimizer state and exchanges between
+// ranks are a handful of long vectors. Products read packings of the values; `pack` refreshes them.
 #pragma once
 
 #include <memory>
@@ -40,8 +40,8 @@ struct Region {
 class ParameterSet {
  public:
   // `training`: keep the packings that the backward pass reads.
-  ParameterSet(const Context& context, const ModelShape& shape, DType activation, ExpertRange experts,
-               bool training);
+  ParameterSet(const Context& context, const ModelShape& shape, DType activation,
+               ExpertRange experts, bool training);
   ParameterSet(const ParameterSet&) = delete;
   ParameterSet& operator=(const ParameterSet&) = delete;
 
@@ -50,8 +50,8 @@ class ParameterSet {
   ExpertRange experts() const { return experts_; }
   std::vector<std::unique_ptr<Parameter>>& all() { return parameters_; }
   std::vector<Region>& regions() { return regions_; }
-  Parameter* find(std::string_view name);        // null when the model has none of that name
-  Parameter& get(std::string_view name);         // DataError instead of null
+  Parameter* find(std::string_view name);  // null when the model has none of that name
+  Parameter& get(std::string_view name);   // DataError instead of null
   Parameter& head() { return get(shape_.tied_head ? "embedding" : "head"); }
 
   // Normal numbers from (seed, tensor name, element of the whole tensor): the same on every layout.

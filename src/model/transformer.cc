@@ -24,11 +24,12 @@ FeedForwardParameters feed_forward_parameters(ParameterSet& all, const std::stri
 }
 
 MoeParameters moe_parameters(ParameterSet& all, const std::string& prefix) {
-  return {.router = {.weight = all.find(prefix + "router"), .bias = all.find(prefix + "router_bias")},
-          .gate = &all.get(prefix + "gate"),
-          .up = &all.get(prefix + "up"),
-          .down = &all.get(prefix + "down"),
-          .shared = feed_forward_parameters(all, prefix + "shared_")};
+  return {
+      .router = {.weight = all.find(prefix + "router"), .bias = all.find(prefix + "router_bias")},
+      .gate = &all.get(prefix + "gate"),
+      .up = &all.get(prefix + "up"),
+      .down = &all.get(prefix + "down"),
+      .shared = feed_forward_parameters(all, prefix + "shared_")};
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // The decoder-only transformer: one forward pass for training, evaluation, prefill and decode.
 //
-//   x = embedding(tokens);  per block: x += attention(norm(x));  x += ffn_or_moe(norm(x));  h = norm(x)
+//   x = embedding(tokens);  per block: x += attention(norm(x));  x += ffn_or_moe(norm(x));  h =
+//   norm(x)
 //
 // The output matrix and the loss are in nn/head.h: the caller decides which rows want logits.
 #pragma once
@@ -26,13 +27,13 @@ struct BlockActivations {
   MoeActivations moe;
 };
 
-// Everything one pass over at most `tokens` tokens leaves behind. For a backward pass every block has its
-// own memory; otherwise all blocks share one.
+// Everything one pass over at most `tokens` tokens leaves behind. For a backward pass every block
+// has its own memory; otherwise all blocks share one.
 struct Activations {
   std::vector<AnyView> x_LTD;  // the residual stream before each block, and after the last
   std::vector<BlockActivations> blocks;
-  AnyView inv_T;               // of the last norm
-  AnyView h_TD;                // what the head reads
+  AnyView inv_T;  // of the last norm
+  AnyView h_TD;   // what the head reads
 };
 
 class Transformer {
@@ -45,10 +46,12 @@ class Transformer {
   // muP's factor on the logits.
   float logit_multiplier() const;
 
-  Activations take(Arena& arena, int64_t tokens, int64_t balance_groups, bool keep_for_backward) const;
+  Activations take(Arena& arena, int64_t tokens, int64_t balance_groups,
+                   bool keep_for_backward) const;
 
-  // Leaves h_TD in `saved`. Collective over the expert group. Without `groups.units` being more than one
-  // unit the pass is the same; groups matter to the balancing losses, capacity and gradients only.
+  // Leaves h_TD in `saved`. Collective over the expert group. Without `groups.units` being more
+  // than one unit the pass is the same; groups matter to the balancing losses, capacity and
+  // gradients only.
   void forward(Context& context, const Batch& batch, const TokenGroups& groups,
                const BalanceWeights& weights, Activations& saved) const;
 

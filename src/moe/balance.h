@@ -2,7 +2,8 @@
 //
 //   aux = weight * sum over MoE layers of mean over balance groups g of E * sum_e f_ge * P_ge
 //         f_ge  share of the group's routed slots that chose expert e
-//         P_ge  mean score of e over the group's tokens          (Fedus et al. 2021, arXiv 2101.03961)
+//         P_ge  mean score of e over the group's tokens          (Fedus et al. 2021, arXiv
+//         2101.03961)
 //   z   = weight * sum over MoE layers of mean over tokens of logsumexp(logits)^2
 //         (Zoph et al. 2022, arXiv 2202.08906)
 //   bias_e += rate * sign(mean load - load_e) once per step, from integer counts of the whole step
@@ -20,12 +21,12 @@ namespace degu {
 
 // Weights of one step's losses; zero where off.
 struct BalanceWeights {
-  double aux_per_group = 0;   // aux_loss / balance groups in the step
-  double z_per_token = 0;     // z_loss / tokens in the step
+  double aux_per_group = 0;  // aux_loss / balance groups in the step
+  double z_per_token = 0;    // z_loss / tokens in the step
 };
 
-// What one layer measured over one forward pass. Sums are kept per balance group, in double precision,
-// so that the step's totals can be added in group order on every layout.
+// What one layer measured over one forward pass. Sums are kept per balance group, in double
+// precision, so that the step's totals can be added in group order on every layout.
 struct BalanceRecord {
   std::vector<double> aux_G;    // E * sum_e f_ge * P_ge
   std::vector<double> z_G;      // sum over the group's tokens of lse^2
@@ -33,8 +34,8 @@ struct BalanceRecord {
   int64_t dropped = 0;
 };
 
-// Fills the record from the routing of one pass and, when `dscore_GE` is not null, the gradient of the
-// weighted auxiliary loss with respect to the scores' group sums.
+// Fills the record from the routing of one pass and, when `dscore_GE` is not null, the gradient of
+// the weighted auxiliary loss with respect to the scores' group sums.
 void measure_balance(Context& context, const RouterActivations& routed, Score score,
                      std::span<const int64_t> group_offsets, const BalanceWeights& weights,
                      AnyView dscore_GE, BalanceRecord& record);

@@ -8,7 +8,9 @@
 namespace degu {
 namespace {
 
-size_t at(int64_t i) { return static_cast<size_t>(i); }
+size_t at(int64_t i) {
+  return static_cast<size_t>(i);
+}
 
 }  // namespace
 
@@ -19,8 +21,10 @@ Dispatch::Dispatch(Communicator* group, int64_t experts, int64_t top_k, bool uni
       top_k_(top_k),
       unit_slots_(unit_slots) {
   if (experts_ % ranks_ != 0) {
-    throw ConfigError("{} experts cannot be spread evenly over {} ranks; choose cluster.expert_parallel "
-                      "as a divisor of model.moe.experts", experts_, ranks_);
+    throw ConfigError(
+        "{} experts cannot be spread evenly over {} ranks; choose cluster.expert_parallel "
+        "as a divisor of model.moe.experts",
+        experts_, ranks_);
   }
 }
 
@@ -43,7 +47,8 @@ DispatchState Dispatch::take(Arena& arena, int64_t tokens) const {
   return state;
 }
 
-// counts_EU[e, u]: rows of expert e that come from tokens of unit u. Rows of one expert are in token order.
+// counts_EU[e, u]: rows of expert e that come from tokens of unit u. Rows of one expert are in
+// token order.
 void Dispatch::count_units(AnyView token_R, const UnitSegments& units, const DispatchState& state,
                            std::vector<int64_t>& counts_EU) const {
   counts_EU.assign(at(experts_ * state.units), 0);
@@ -60,8 +65,9 @@ void Dispatch::count_units(AnyView token_R, const UnitSegments& units, const Dis
 void Dispatch::plan(Context& context, AnyView expert_TK, int64_t capacity,
                     std::span<const int64_t> capacity_offsets, const UnitSegments& units,
                     DispatchState& state) const {
-  state.dropped = route_plan(context, expert_TK, experts_, capacity, capacity_offsets, state.offsets_E,
-                             state.row_TK.rows(0, expert_TK.dim(0)), state.token_R);
+  state.dropped =
+      route_plan(context, expert_TK, experts_, capacity, capacity_offsets, state.offsets_E,
+                 state.row_TK.rows(0, expert_TK.dim(0)), state.token_R);
   state.sent_rows = state.offsets_E.back();
   state.units = unit_slots_ ? units.units : 1;
   state.slots = slots();
@@ -89,8 +95,8 @@ void Dispatch::plan(Context& context, AnyView expert_TK, int64_t capacity,
   order_received(counts_PeU, state);
 }
 
-// From counts by (source, expert, unit) to offsets by (expert, source, unit), and the permutation between
-// the order of arrival and the order of the experts.
+// From counts by (source, expert, unit) to offsets by (expert, source, unit), and the permutation
+// between the order of arrival and the order of the experts.
 void Dispatch::order_received(const std::vector<int64_t>& counts_PeU, DispatchState& state) const {
   const int64_t here = experts_here();
   const int64_t units = state.units;

@@ -1,10 +1,10 @@
 // Tokens travel to their experts and back.
 //
-// On the token side a rank's T tokens become R = T * K rows sorted by expert (kernels/api/permute.h).
-// Experts are spread over the expert-parallel group in contiguous runs, so these rows are also sorted by
-// the rank that owns the expert, and one all-to-all with real counts moves them. On the expert side rows
-// are ordered by (expert, source rank, unit, token): what a unit contributes to a weight gradient is the
-// same rows in the same order on every layout.
+// On the token side a rank's T tokens become R = T * K rows sorted by expert
+// (kernels/api/permute.h). Experts are spread over the expert-parallel group in contiguous runs, so
+// these rows are also sorted by the rank that owns the expert, and one all-to-all with real counts
+// moves them. On the expert side rows are ordered by (expert, source rank, unit, token): what a
+// unit contributes to a weight gradient is the same rows in the same order on every layout.
 #pragma once
 
 #include <span>
@@ -18,14 +18,14 @@ namespace degu {
 
 struct DispatchState {
   // token side
-  AnyView row_TK;               // int32: row of each slot, -1 dropped
-  AnyView token_R;              // int32: token of each row
+  AnyView row_TK;   // int32: row of each slot, -1 dropped
+  AnyView token_R;  // int32: token of each row
   std::vector<int64_t> offsets_E;
   int64_t sent_rows = 0;
   int64_t dropped = 0;
   // expert side
-  AnyView order_R;              // int32: received row of each expert-side row; unused with one rank
-  AnyView place_R;              // int32: its inverse
+  AnyView order_R;  // int32: received row of each expert-side row; unused with one rank
+  AnyView place_R;  // int32: its inverse
   std::vector<int64_t> send_rows, recv_rows;  // per rank of the group
   std::vector<int64_t> expert_offsets;        // [experts here + 1]
   std::vector<int64_t> unit_offsets;          // UnitSegments of the experts here
@@ -43,8 +43,9 @@ struct DispatchState {
 
 class Dispatch {
  public:
-  // `group` is the expert-parallel group; null or one rank: all experts are here. With `unit_slots` each
-  // source rank's units keep a slot of their own (reproducible training), else all rows are one segment.
+  // `group` is the expert-parallel group; null or one rank: all experts are here. With `unit_slots`
+  // each source rank's units keep a slot of their own (reproducible training), else all rows are
+  // one segment.
   Dispatch(Communicator* group, int64_t experts, int64_t top_k, bool unit_slots);
 
   int ranks() const { return ranks_; }
@@ -55,8 +56,8 @@ class Dispatch {
 
   DispatchState take(Arena& arena, int64_t tokens) const;
 
-  // Decides where every row goes and tells the other ranks how many to expect. `units` are this rank's
-  // token rows (one group, one slot). capacity 0: dropless.
+  // Decides where every row goes and tells the other ranks how many to expect. `units` are this
+  // rank's token rows (one group, one slot). capacity 0: dropless.
   void plan(Context& context, AnyView expert_TK, int64_t capacity,
             std::span<const int64_t> capacity_offsets, const UnitSegments& units,
             DispatchState& state) const;

@@ -127,8 +127,7 @@ void MoeLayer::backward(Context& context, AnyView dy_TD, AnyView h_TD, const Tok
 
   const auto balance_groups = static_cast<int64_t>(groups.balance_offsets.size()) - 1;
   const BalanceGradient balance{
-      .dscore_GE =
-          weights.aux_per_group > 0 ? saved.dscore_GE.rows(0, balance_groups) : AnyView{},
+      .dscore_GE = weights.aux_per_group > 0 ? saved.dscore_GE.rows(0, balance_groups) : AnyView{},
       .group_offsets = groups.balance_offsets,
       .dz = static_cast<float>(weights.z_per_token)};
   router_->backward(context, h_TD, routed, dgate_TK, balance, groups.units, dh_TD);

@@ -14,9 +14,9 @@ namespace degu {
 
 struct MoeParameters {
   RouterParameters router;
-  Parameter* gate = nullptr;    // [e, F, D]: this rank's experts
-  Parameter* up = nullptr;      // [e, F, D]
-  Parameter* down = nullptr;    // [e, D, F]
+  Parameter* gate = nullptr;     // [e, F, D]: this rank's experts
+  Parameter* up = nullptr;       // [e, F, D]
+  Parameter* down = nullptr;     // [e, D, F]
   FeedForwardParameters shared;  // null without shared experts
 };
 

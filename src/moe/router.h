@@ -1,4 +1,5 @@
-// How a token finds its experts. A member is one file in src/moe/routers/ and one line in registry.cc.
+// How a token finds its experts. A member is one file in src/moe/routers/ and one line in
+// registry.cc.
 #pragma once
 
 #include <memory>
@@ -24,9 +25,9 @@ struct RouterActivations {
 
 // Gradients that reach the router from the balancing losses (moe/balance.h).
 struct BalanceGradient {
-  AnyView dscore_GE;                     // fp32; null: no auxiliary loss
+  AnyView dscore_GE;  // fp32; null: no auxiliary loss
   std::span<const int64_t> group_offsets;
-  float dz = 0;                          // weight of lse^2 of one token
+  float dz = 0;  // weight of lse^2 of one token
 };
 
 struct RouterParameters {
@@ -38,8 +39,8 @@ class Router {
  public:
   virtual ~Router() = default;
 
-  // Does a token's choice depend on earlier tokens and itself alone? On that token's own sequence alone,
-  // whoever shares the batch? Serving refuses routers that say no.
+  // Does a token's choice depend on earlier tokens and itself alone? On that token's own sequence
+  // alone, whoever shares the batch? Serving refuses routers that say no.
   virtual bool causal() const = 0;
   virtual bool batch_invariant() const = 0;
 

@@ -17,20 +17,24 @@ std::vector<int64_t> scaled_offsets(const UnitSegments& units, int64_t heads) {
 }
 
 // Gradient through the RMSNorm of single heads, in place on d_THA.
-void head_norm_backward(Context& context, AnyView d_THA, AnyView raw_THA, AnyView inv, Parameter& gain,
-                        const UnitSegments& units) {
+void head_norm_backward(Context& context, AnyView d_THA, AnyView raw_THA, AnyView inv,
+                        Parameter& gain, const UnitSegments& units) {
   const int64_t heads = d_THA.dim(1);
   const int64_t width = d_THA.dim(2);
   const Shape rows{d_THA.dim(0) * heads, width};
   const std::vector<int64_t> offsets = scaled_offsets(units, heads);
   UnitSegments head_units = units;
   head_units.offsets = offsets;
-  rmsnorm_backward(context, d_THA.reshaped(rows), raw_THA.reshaped(rows), gain.value, inv, head_units,
-                   AnyView{}, d_THA.reshaped(rows), gain.gradient, gain.write);
+  rmsnorm_backward(context, d_THA.reshaped(rows), raw_THA.reshaped(rows), gain.value, inv,
+                   head_units, AnyView{}, d_THA.reshaped(rows), gain.gradient, gain.write);
 }
 
-AnyView flat_heads(AnyView x_THA) { return x_THA.reshaped({x_THA.dim(0), x_THA.dim(1) * x_THA.dim(2)}); }
-AnyView flat_rows(AnyView x_THA) { return x_THA.reshaped({x_THA.dim(0) * x_THA.dim(1), x_THA.dim(2)}); }
+AnyView flat_heads(AnyView x_THA) {
+  return x_THA.reshaped({x_THA.dim(0), x_THA.dim(1) * x_THA.dim(2)});
+}
+AnyView flat_rows(AnyView x_THA) {
+  return x_THA.reshaped({x_THA.dim(0) * x_THA.dim(1), x_THA.dim(2)});
+}
 
 }  // namespace
 

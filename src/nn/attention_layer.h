@@ -1,4 +1,5 @@
-// Pre-normalised causal self-attention with a residual: y = x + W_o · attention(rotary(W_qkv · norm(x))).
+// Pre-normalised causal self-attention with a residual: y = x + W_o · attention(rotary(W_qkv ·
+// norm(x))).
 #pragma once
 
 #include "nn/batch.h"
@@ -17,18 +18,19 @@ struct AttentionParameters {
   Parameter* k_norm = nullptr;  // [A]
 };
 
-// What the forward pass leaves for the backward pass. Training hands every layer its own; evaluation and
-// serving hand all layers the same one.
+// What the forward pass leaves for the backward pass. Training hands every layer its own;
+// evaluation and serving hand all layers the same one.
 struct AttentionActivations {
-  AnyView inv_T;               // 1 / rms of x
-  AnyView h_TD;                // norm(x)
-  AnyView q_THA, k_TGA, v_TGA;  // rotated (and normalised) queries and keys
+  AnyView inv_T;                 // 1 / rms of x
+  AnyView h_TD;                  // norm(x)
+  AnyView q_THA, k_TGA, v_TGA;   // rotated (and normalised) queries and keys
   AnyView q_raw_THA, k_raw_TGA;  // before qk_norm; null without it
-  AnyView q_inv, k_inv;        // [T*H], [T*G]
-  AnyView out_THA;             // heads' outputs
+  AnyView q_inv, k_inv;          // [T*H], [T*G]
+  AnyView out_THA;               // heads' outputs
   AnyView lse_TH;
 
-  static AttentionActivations take(Arena& arena, const ModelShape& shape, DType type, int64_t tokens);
+  static AttentionActivations take(Arena& arena, const ModelShape& shape, DType type,
+                                   int64_t tokens);
   AttentionActivations rows(int64_t count) const;  // the first `count` tokens
 };
 

@@ -9,9 +9,9 @@
 
 namespace degu {
 
-// T tokens in rows, sequence after sequence. In training a sequence is one document's part of a packed
-// window (or the window itself), starts at position 0 and has all its keys in the batch; when serving it
-// is a request's new tokens, starting where its cache ends.
+// T tokens in rows, sequence after sequence. In training a sequence is one document's part of a
+// packed window (or the window itself), starts at position 0 and has all its keys in the batch;
+// when serving it is a request's new tokens, starting where its cache ends.
 struct Batch {
   std::span<const int32_t> tokens_T;
   std::span<const int32_t> positions_T;
@@ -21,10 +21,11 @@ struct Batch {
   int64_t tokens() const { return static_cast<int64_t>(tokens_T.size()); }
 };
 
-// How the rows of a training batch are grouped for sums over tokens; all are whole sequences of the data.
+// How the rows of a training batch are grouped for sums over tokens; all are whole sequences of the
+// data.
 struct TokenGroups {
-  UnitSegments units;                        // partial sums of gradients, slots = 1
-  std::span<const int64_t> balance_offsets;  // [groups + 1]: the auxiliary loss counts over these
+  UnitSegments units;                         // partial sums of gradients, slots = 1
+  std::span<const int64_t> balance_offsets;   // [groups + 1]: the auxiliary loss counts over these
   std::span<const int64_t> capacity_offsets;  // [groups + 1]: capacity counts over these
 };
 

@@ -26,7 +26,8 @@ void FeedForward::forward(Context& context, AnyView h_TD, AnyView add_TD,
 }
 
 void FeedForward::backward(Context& context, AnyView dy_TD, AnyView h_TD, const UnitSegments& units,
-                           const FeedForwardActivations& saved, AnyView add_TD, AnyView dh_TD) const {
+                           const FeedForwardActivations& saved, AnyView add_TD,
+                           AnyView dh_TD) const {
   Arena& scratch = context.scratch();
   const ScratchScope scope(scratch);
   const AnyView dact = scratch.take(dy_TD.dtype, saved.act_TF.shape);

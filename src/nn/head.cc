@@ -67,13 +67,13 @@ void head_loss_backward(Context& context, AnyView h_TD, Parameter& weight, float
     const AnyView h = h_TD.rows(begin, count);
     const AnyView logits = scratch.take(DType::kF32, {count, weight.spec.shape[0]});
     head_logits(context, h, weight, multiplier, logits);
-    const AnyView dlogits =
-        h.dtype == DType::kF32 ? logits : scratch.take(h.dtype, logits.shape);
+    const AnyView dlogits = h.dtype == DType::kF32 ? logits : scratch.take(h.dtype, logits.shape);
     // d(multiplier * product): the multiplier joins the gradient's scale.
     cross_entropy(context, logits, part(target_T, begin, count), gradient_scale * multiplier, 0.0f,
                   loss_T.rows(begin, count), dlogits);
     sink.begin_leaf();
-    const UnitSegments run{.offsets = offsets, .groups = 1, .slots = 1, .units = chunks.units_per_chunk};
+    const UnitSegments run{
+        .offsets = offsets, .groups = 1, .slots = 1, .units = chunks.units_per_chunk};
     linear_backward(context, dlogits, h, run, weight, dh_TD.rows(begin, count));
     sink.end_leaf();
   }

@@ -7,8 +7,8 @@
 
 namespace degu {
 
-// Rows of one chunk are a run of 2^c units, so that its weight gradient is one node of the tree over units.
-// Chooses the largest run whose fp32 logits stay under `logit_bytes`.
+// Rows of one chunk are a run of 2^c units, so that its weight gradient is one node of the tree
+// over units. Chooses the largest run whose fp32 logits stay under `logit_bytes`.
 struct HeadChunks {
   int64_t units_per_chunk = 1;
   int64_t chunks = 1;

@@ -1,5 +1,5 @@
-// A trained tensor as layers see it: its fp32 value, the packings that products read, and where this
-// pass's gradient goes. Storage, sharding and updates belong to model/parameters.h.
+// A trained tensor as layers see it: its fp32 value, the packings that products read, and where
+// this pass's gradient goes. Storage, sharding and updates belong to model/parameters.h.
 #pragma once
 
 #include <cstdint>
@@ -21,21 +21,21 @@ enum class ParameterRole {
 };
 
 struct ParameterSpec {
-  std::string name;          // "blocks.3.moe.up"
-  Shape shape;               // of the whole tensor, all experts
+  std::string name;  // "blocks.3.moe.up"
+  Shape shape;       // of the whole tensor, all experts
   ParameterRole role;
-  double init_std = 0;       // 0: gains start at one, state at zero
+  double init_std = 0;         // 0: gains start at one, state at zero
   double rate_multiplier = 1;  // on the learning rate (muP)
-  bool decay = false;        // takes weight decay
+  bool decay = false;          // takes weight decay
 };
 
 struct Parameter {
   ParameterSpec spec;
-  AnyView value;             // fp32, this rank's part (its experts; all of it otherwise)
-  PackedWeight forward;      // matrices only
-  PackedWeight backward;     // matrices only
-  AnyView table;             // embedding only: [V, D] in the activation type
-  AnyView gradient;          // fp32, [slots, …]: where the present pass writes
+  AnyView value;          // fp32, this rank's part (its experts; all of it otherwise)
+  PackedWeight forward;   // matrices only
+  PackedWeight backward;  // matrices only
+  AnyView table;          // embedding only: [V, D] in the activation type
+  AnyView gradient;       // fp32, [slots, …]: where the present pass writes
   Write write = Write::kOverwrite;
 };
 

@@ -8,7 +8,9 @@
 namespace degu {
 namespace {
 
-int64_t blocks_of(int64_t elements) { return (elements + kNormBlock - 1) / kNormBlock; }
+int64_t blocks_of(int64_t elements) {
+  return (elements + kNormBlock - 1) / kNormBlock;
+}
 
 }  // namespace
 

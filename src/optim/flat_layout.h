@@ -1,9 +1,10 @@
-// How a flat vector of parameters is cut: into members, into blocks for the gradient norm, into shards.
+// How a flat vector of parameters is cut: into members, into blocks for the gradient norm, into
+// shards.
 //
 // A member is one tensor; a piece is the whole of it, or one expert's matrix. Blocks of kNormBlock
-// elements are anchored at the start of each piece, and shards end where blocks end. So a block's sum of
-// squares is the same number on every layout of ranks, and its index among all blocks of the model says
-// in which order the sums are added.
+// elements are anchored at the start of each piece, and shards end where blocks end. So a block's
+// sum of squares is the same number on every layout of ranks, and its index among all blocks of the
+// model says in which order the sums are added.
 #pragma once
 
 #include <cstdint>
@@ -14,12 +15,12 @@ namespace degu {
 
 struct FlatMember {
   int64_t piece_elements = 0;
-  int64_t pieces = 1;        // held here
-  int64_t first_piece = 0;   // index of the first one held here
-  int64_t all_pieces = 1;    // of the whole tensor
+  int64_t pieces = 1;       // held here
+  int64_t first_piece = 0;  // index of the first one held here
+  int64_t all_pieces = 1;   // of the whole tensor
   double rate_multiplier = 1;
   bool decay = false;
-  bool trained = true;       // false: state without a gradient
+  bool trained = true;  // false: state without a gradient
 };
 
 struct FlatRange {
@@ -40,10 +41,11 @@ class FlatLayout {
 
   // A run of elements of one member inside a shard.
   struct Run {
-    FlatRange range;        // in the flat vector
+    FlatRange range;  // in the flat vector
     const FlatMember* member;
     int64_t member_offset;  // where the member begins in the flat vector
-    int64_t first_block;    // index among all_blocks() of the run's first block (runs of one piece only)
+    int64_t
+        first_block;  // index among all_blocks() of the run's first block (runs of one piece only)
   };
   // Runs of one piece each, in order: for the norm.
   std::vector<Run> piece_runs(int rank) const;

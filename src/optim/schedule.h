@@ -9,10 +9,10 @@ enum class Decay { kCosine, kLinearRoot, kNone };  // kLinearRoot: 1 - sqrt(prog
 
 struct Schedule {
   int64_t steps = 1;
-  int64_t warmup_steps = 0;     // rises linearly from 0: step s takes (s + 1) / warmup_steps
-  int64_t decay_steps = 0;      // the last so many steps fall; cosine: everything after the warm-up
+  int64_t warmup_steps = 0;  // rises linearly from 0: step s takes (s + 1) / warmup_steps
+  int64_t decay_steps = 0;   // the last so many steps fall; cosine: everything after the warm-up
   Decay decay = Decay::kCosine;
-  double final_ratio = 0.1;     // of the peak, reached after the last step
+  double final_ratio = 0.1;  // of the peak, reached after the last step
 
   // Factor on the peak rate at step s in [0, steps).
   double factor(int64_t step) const;

@@ -22,9 +22,9 @@ void ShardedAdamW::square_sums(Context& context, AnyView grad_shard,
   for (const FlatLayout::Run& run : layout_.piece_runs(rank_)) {
     if (!run.member->trained) continue;
     const int64_t blocks = (run.range.elements() + kNormBlock - 1) / kNormBlock;
-    block_square_sums(context, part(grad_shard, run.range, range().begin),
-                      all_blocks.subspan(static_cast<size_t>(run.first_block),
-                                         static_cast<size_t>(blocks)));
+    block_square_sums(
+        context, part(grad_shard, run.range, range().begin),
+        all_blocks.subspan(static_cast<size_t>(run.first_block), static_cast<size_t>(blocks)));
   }
 }
 

@@ -1,5 +1,6 @@
-// AdamW whose moments are spread over the ranks that hold the same parameters (ZeRO stage 1: Rajbhandari
-// et al. 2020, arXiv 1910.02054). Each rank updates its shard of the fp32 values; the caller gathers them.
+// AdamW whose moments are spread over the ranks that hold the same parameters (ZeRO stage 1:
+// Rajbhandari et al. 2020, arXiv 1910.02054). Each rank updates its shard of the fp32 values; the
+// caller gathers them.
 #pragma once
 
 #include <span>

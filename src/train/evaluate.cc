@@ -22,8 +22,8 @@ ValidationResult Evaluator::run() {
   const int64_t all = data_.sequences();
   std::vector<double> losses(static_cast<size_t>(all), 0.0);
   std::vector<double> own(static_cast<size_t>(per_pass_));
-  // Ranks take passes in turn. A pass is collective over the expert group, so a rank that has run out of
-  // sequences repeats the first ones and drops the result.
+  // Ranks take passes in turn. A pass is collective over the expert group, so a rank that has run
+  // out of sequences repeats the first ones and drops the result.
   for (int64_t round = 0; round < all; round += per_pass_ * world_.size()) {
     const int64_t mine = round + per_pass_ * world_.rank();
     const int64_t count = std::clamp<int64_t>(all - mine, 0, per_pass_);
@@ -31,8 +31,8 @@ ValidationResult Evaluator::run() {
     pass_.load(batch_);
     pass_.forward(context_, {});
     if (count == 0) continue;
-    head_loss(context_, pass_.h_TD(), parameters_.head(), model_.logit_multiplier(), pass_.targets(),
-              pass_.loss_T());
+    head_loss(context_, pass_.h_TD(), parameters_.head(), model_.logit_multiplier(),
+              pass_.targets(), pass_.loss_T());
     const std::span<double> sums = std::span(own).first(static_cast<size_t>(count));
     pass_.sequence_losses(sums);
     std::copy(sums.begin(), sums.end(), losses.begin() + mine);

@@ -13,13 +13,13 @@ namespace degu {
 
 struct DomainLoss {
   std::string name;
-  double loss = 0;           // nats per counted token
+  double loss = 0;  // nats per counted token
   double bits_per_byte = 0;
   int64_t tokens = 0;
 };
 
 struct ValidationResult {
-  double loss = 0;           // over all counted targets of all domains
+  double loss = 0;  // over all counted targets of all domains
   double bits_per_byte = 0;
   std::vector<DomainLoss> domains;
 };
@@ -27,8 +27,8 @@ struct ValidationResult {
 class Evaluator {
  public:
   // `plan.micro_sequences` sequences per pass. All arguments outlive the evaluator.
-  Evaluator(Context& context, ParameterSet& parameters, const Transformer& model, const StepPlan& plan,
-            const ValidationSet& data, Communicator& world);
+  Evaluator(Context& context, ParameterSet& parameters, const Transformer& model,
+            const StepPlan& plan, const ValidationSet& data, Communicator& world);
 
   ValidationResult run();  // collective
 

@@ -18,8 +18,8 @@ struct GradientProbe {
   std::vector<std::pair<std::string, Tensor>> gradients;  // fp32, by tensor name
 };
 
-// tokens_NS: [n, S + 1]; the last S of each row are the targets of the first S. Balance groups and units as
-// in `config`, which they must fit. One rank.
+// tokens_NS: [n, S + 1]; the last S of each row are the targets of the first S. Balance groups and
+// units as in `config`, which they must fit. One rank.
 GradientProbe probe_gradients(const RunConfig& config, CheckpointReader& checkpoint,
                               View<const int32_t> tokens_NS, Context& context);
 

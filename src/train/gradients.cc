@@ -15,8 +15,8 @@ int levels_for(int64_t leaves) {
 
 }  // namespace
 
-GradientRegion::GradientRegion(Context& context, const Region& region, int64_t slots, int64_t leaves,
-                               bool tree)
+GradientRegion::GradientRegion(Context& context, const Region& region, int64_t slots,
+                               int64_t leaves, bool tree)
     : context_(context), region_(region), slots_(slots), leaves_(leaves), tree_(tree) {
   const int levels = tree ? levels_for(leaves) : 1;
   for (int level = 0; level < levels; ++level) {
@@ -30,9 +30,10 @@ void GradientRegion::begin_leaf() {
   for (size_t i = 0; i < region_.members.size(); ++i) {
     Parameter& p = *region_.members[i];
     const Shape& local = p.value.shape;
-    const AnyView run = levels_[0].view().rows(slots_ * region_.offsets[i], slots_ * local.elements());
-    p.gradient = slots_ == 1 ? run.reshaped(local)
-                             : run.reshaped({slots_, local[0], local[1], local[2]});
+    const AnyView run =
+        levels_[0].view().rows(slots_ * region_.offsets[i], slots_ * local.elements());
+    p.gradient =
+        slots_ == 1 ? run.reshaped(local) : run.reshaped({slots_, local[0], local[1], local[2]});
     p.write = fresh ? Write::kOverwrite : Write::kAdd;
   }
 }
@@ -62,7 +63,9 @@ void GradientRegion::end_leaf() {
 }
 
 // left += right
-void GradientRegion::join(AnyView left, AnyView right) { add(context_, left, right, left); }
+void GradientRegion::join(AnyView left, AnyView right) {
+  add(context_, left, right, left);
+}
 
 AnyView GradientRegion::result() {
   DEGU_DCHECK(done_ == leaves_);

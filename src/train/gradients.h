@@ -1,8 +1,8 @@
 // Gradients of one region, summed over the leaves of a step in a fixed binary tree.
 //
-// A leaf is what one backward pass (or one chunk of the head's) contributes: the tree sum of an aligned
-// power-of-two run of units. Leaves arrive in order and are joined like the digits of a binary counter, so
-// that the step's sum is one binary tree over units however many passes made it.
+// A leaf is what one backward pass (or one chunk of the head's) contributes: the tree sum of an
+// aligned power-of-two run of units. Leaves arrive in order and are joined like the digits of a
+// binary counter, so that the step's sum is one binary tree over units however many passes made it.
 #pragma once
 
 #include <vector>
@@ -15,8 +15,8 @@ namespace degu {
 
 class GradientRegion : public LeafSink {
  public:
-  // `slots`: separate results per leaf (moe/dispatch.h), joined by `result`. `leaves` per step; with
-  // `tree` it is a power of two, without it leaves are simply added up.
+  // `slots`: separate results per leaf (moe/dispatch.h), joined by `result`. `leaves` per step;
+  // with `tree` it is a power of two, without it leaves are simply added up.
   GradientRegion(Context& context, const Region& region, int64_t slots, int64_t leaves, bool tree);
 
   void begin_leaf() override;

@@ -1,4 +1,5 @@
-// metrics.jsonl: one JSON object per line, written by rank 0. docs/formats/metrics.md lists the keys.
+// metrics.jsonl: one JSON object per line, written by rank 0. docs/formats/metrics.md lists the
+// keys.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +15,8 @@ namespace degu {
 
 class MetricsLog {
  public:
-  // Appends to `path` after dropping lines of steps at or after `resume_step`, which will be written
-  // again. With resume_step 0 the file starts empty.
+  // Appends to `path` after dropping lines of steps at or after `resume_step`, which will be
+  // written again. With resume_step 0 the file starts empty.
   MetricsLog(const std::string& path, int64_t resume_step);
   void write(const nlohmann::json& line);
 

@@ -40,7 +40,8 @@ void Pass::layout(Arena& arena, Context& context, const Transformer& model, int6
 }
 
 void Pass::load(const SequenceBatch& data) {
-  // Without gradients all rows are one unit, so that ranks of one pass may hold different numbers of them.
+  // Without gradients all rows are one unit, so that ranks of one pass may hold different numbers
+  // of them.
   group_offsets(data, training_ ? plan_.unit_sequences : data.sequences, unit_offsets_);
   group_offsets(data, plan_.balance_sequences, balance_offsets_);
   group_offsets(data, plan_.capacity_sequences, capacity_offsets_);

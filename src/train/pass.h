@@ -1,5 +1,5 @@
-// One forward (and backward) pass over packed sequences: the memory it needs, laid out once, and the views
-// of a SequenceBatch that the model reads.
+// One forward (and backward) pass over packed sequences: the memory it needs, laid out once, and
+// the views of a SequenceBatch that the model reads.
 #pragma once
 
 #include <optional>
@@ -13,8 +13,8 @@ namespace degu {
 
 class Pass {
  public:
-  // Memory for passes of at most `sequences` packed sequences; `unit_sequences` and the group sizes as in
-  // StepPlan. `training`: keep what the backward pass needs.
+  // Memory for passes of at most `sequences` packed sequences; `unit_sequences` and the group sizes
+  // as in StepPlan. `training`: keep what the backward pass needs.
   Pass(Context& context, const Transformer& model, const StepPlan& plan, int64_t sequences,
        bool training);
 

@@ -1,5 +1,7 @@
 #include "train/run.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <csignal>
@@ -13,13 +15,35 @@
 #include "config/yaml.h"
 #include "io/atomic_file.h"
 #include "kernels/api/probe.h"
+#include "tensor/trace.h"
 
 namespace degu {
 namespace {
 
 std::atomic<bool> stop_requested{false};
 
-void on_signal(int) { stop_requested = true; }
+// A launcher sends SIGTERM both to ask for a stop and to clear away a job whose other rank has
+// died; in the second case this rank waits in an exchange that never ends. So a request that
+// arrives in a step starts a clock that the end of the step stops: long enough for any step, and
+// then SIGALRM ends the process. Outside steps the launcher's own limit (SIGKILL) must do.
+std::atomic<unsigned> grace_seconds{0};
+
+void on_signal(int) {
+  if (!stop_requested.exchange(true)) alarm(grace_seconds);
+}
+
+class StepClock {
+ public:
+  StepClock() { grace_seconds = 30; }
+  ~StepClock() { stop(); }
+  void step_took(double seconds) {
+    grace_seconds = static_cast<unsigned>(std::clamp(5.0 + 4.0 * seconds, 5.0, 3600.0));
+  }
+  static void stop() {
+    grace_seconds = 0;
+    alarm(0);
+  }
+};
 
 // One run in progress on one rank.
 class Run {
@@ -30,7 +54,12 @@ class Run {
         world_(world),
         context_(context),
         dataset_(dataset),
-        trainer_(config, dataset, world, context) {}
+        trainer_(config, dataset, world, context) {
+    if (!options.trace) return;
+    trace_ = std::make_unique<Trace>();
+    context.set_trace(trace_.get());
+  }
+  ~Run() { context_.set_trace(nullptr); }
 
   RunResult go();
 
@@ -43,6 +72,8 @@ class Run {
   void log_step(const StepResult& step);
   void log_validation();
   void save();
+  void write_trace() const;
+  StepResult timed_step();
   std::string why_stop();
   double tokens_per_second() const;
 
@@ -52,11 +83,13 @@ class Run {
   const TokenDataset& dataset_;
   Trainer trainer_;
   std::unique_ptr<MetricsLog> metrics_;
+  std::unique_ptr<Trace> trace_;
   RunResult result_;
-  Timer wall_;            // of this start, for max_minutes
-  double seconds_ = 0;    // in steps, over all starts
+  Timer wall_;              // of this start, for max_minutes
+  double seconds_ = 0;      // in steps, over all starts
   double own_seconds_ = 0;  // in steps, since this start
   int64_t own_tokens_ = 0;
+  int64_t own_steps_ = 0;
   int64_t validated_ = -1;  // steps done at the last validation
 };
 
@@ -87,7 +120,8 @@ void Run::start() {
   run_together(world_, [&] {
     if (!first()) return;
     write_front_matter();
-    metrics_ = std::make_unique<MetricsLog>(options_.folder + "/metrics.jsonl", trainer_.next_step());
+    metrics_ =
+        std::make_unique<MetricsLog>(options_.folder + "/metrics.jsonl", trainer_.next_step());
   });
 }
 
@@ -96,8 +130,10 @@ void Run::restore(const std::string& folder) {
   const nlohmann::json& meta = reader.metadata();
   const std::string fingerprint = meta.at("data_fingerprint").get<std::string>();
   if (fingerprint != dataset_.fingerprint()) {
-    throw DataError("{} was trained on other data than data.paths holds now; use the shards it was "
-                    "trained on, or --init-from for a new run with its weights", folder);
+    throw DataError(
+        "{} was trained on other data than data.paths holds now; use the shards it was "
+        "trained on, or --init-from for a new run with its weights",
+        folder);
   }
   trainer_.load(reader, {.next_step = meta.at("next_step").get<int64_t>(),
                          .bad_steps = meta.at("bad_steps").get<int64_t>()});
@@ -166,6 +202,15 @@ void Run::save() {
   }
 }
 
+void Run::write_trace() const {
+  if (!trace_) return;
+  if (trace_->left_out() > 0) {
+    log_warn("the trace is full: {} later operator calls are not in it", trace_->left_out());
+  }
+  write_file_atomic(fmt::format("{}/trace-rank-{}.json", options_.folder, world_.rank()),
+                    trace_->json(world_.rank()));
+}
+
 std::string Run::why_stop() {
   int64_t code = 0;
   if (options_.max_minutes > 0 && wall_.seconds() > 60 * options_.max_minutes) code = 1;
@@ -183,19 +228,28 @@ std::string Run::why_stop() {
   }
 }
 
+StepResult Run::timed_step() {
+  StepClock clock;
+  if (own_tokens_ > 0) clock.step_took(own_seconds_ / static_cast<double>(own_steps_));
+  const Timer timer;
+  StepResult step = trainer_.step();
+  seconds_ += timer.seconds();
+  own_seconds_ += timer.seconds();
+  own_tokens_ += step.tokens;
+  ++own_steps_;
+  return step;
+}
+
 RunResult Run::go() {
   start();
+  stop_on_signals();
   const TrainConfig& t = trainer_.config().train;
   std::optional<Progress> progress;
   if (options_.live && first()) progress.emplace("train", trainer_.plan().steps);
   int64_t saved = trainer_.next_step();
   while (!trainer_.finished()) {
     if (result_.stop_reason = why_stop(); !result_.stop_reason.empty()) break;
-    const Timer timer;
-    const StepResult step = trainer_.step();
-    seconds_ += timer.seconds();
-    own_seconds_ += timer.seconds();
-    own_tokens_ += step.tokens;
+    const StepResult step = timed_step();
     result_.train_loss = step.loss;
     result_.skipped_steps += step.skipped;
     const int64_t done = trainer_.next_step();
@@ -211,10 +265,11 @@ RunResult Run::go() {
       saved = done;
     }
     if (progress) {
-      progress->set(done, fmt::format("loss {:.4f}  {:.0f} tok/s  {:.1f}% of peak", step.loss,
-                                      tokens_per_second(),
-                                      100 * tokens_per_second() * trainer_.training_flops_per_token() /
-                                          options_.peak_flops));
+      progress->set(
+          done,
+          fmt::format("loss {:.4f}  {:.0f} tok/s  {:.1f}% of peak", step.loss, tokens_per_second(),
+                      100 * tokens_per_second() * trainer_.training_flops_per_token() /
+                          options_.peak_flops));
     }
   }
   progress.reset();
@@ -230,6 +285,7 @@ RunResult Run::go() {
   result_.tokens_per_second = seconds_ > 0 ? static_cast<double>(result_.tokens) / seconds_ : 0;
   result_.utilisation = seconds_ > 0 ? result_.flops / seconds_ / options_.peak_flops : 0;
   result_.annealed = result_.complete && trainer_.plan().schedule.annealed();
+  run_together(world_, [&] { write_trace(); });
   if (result_.complete && first()) {
     write_file_atomic(options_.folder + "/result.json", to_json(result_).dump(2) + "\n");
   }
@@ -246,8 +302,8 @@ RunConfig resolve_config(RunConfig config, const TokenDataset& dataset) {
   return config;
 }
 
-RunResult run_training(const RunConfig& config, const RunOptions& options, const TokenDataset& dataset,
-                       Communicator& world, Context& context) {
+RunResult run_training(const RunConfig& config, const RunOptions& options,
+                       const TokenDataset& dataset, Communicator& world, Context& context) {
   return Run(config, options, dataset, world, context).go();
 }
 
@@ -272,7 +328,9 @@ RunConfig checkpoint_config(const CheckpointReader& reader) {
       YamlDocument::from_text(reader.attachment("config.yaml"), reader.folder() + "/config.yaml"));
 }
 
-void request_stop() { stop_requested = true; }
+void request_stop() {
+  stop_requested = true;
+}
 
 void stop_on_signals() {
   struct sigaction action = {};

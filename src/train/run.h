@@ -4,6 +4,7 @@
 //   <folder>/environment.json   machine, ranks, versions
 //   <folder>/metrics.jsonl      docs/formats/metrics.md
 //   <folder>/checkpoints/step-…  docs/formats/checkpoint.md
+//   <folder>/trace-rank-….json  with RunOptions::trace
 //   <folder>/result.json        once the run is complete
 #pragma once
 
@@ -19,39 +20,42 @@ namespace degu {
 
 struct RunOptions {
   std::string folder;
-  bool resume = false;          // go on from the newest checkpoint, if there is one
-  std::string init_from;        // a checkpoint whose weights a new run starts with
-  std::string branch_from;      // a checkpoint of another run that a new run continues, moments and all
-  double max_minutes = 0;       // 0: no limit; else checkpoint and stop
-  double peak_flops = 0;        // of all ranks together, for utilisation; 0: measured at the start
-  bool live = true;             // progress line on rank 0
+  bool resume = false;      // go on from the newest checkpoint, if there is one
+  std::string init_from;    // a checkpoint whose weights a new run starts with
+  std::string branch_from;  // a checkpoint of another run that a new run continues, moments and all
+  double max_minutes = 0;   // 0: no limit; else checkpoint and stop
+  double peak_flops = 0;    // of all ranks together, for utilisation; 0: measured at the start
+  bool live = true;         // progress line on rank 0
   bool final_checkpoint = true;
-  std::vector<int64_t> extra_checkpoints;  // also after these steps; they are kept until the run ends
-  int64_t stop_after = 0;       // stop (with a checkpoint) once this many steps are done; 0: run to the end
+  std::vector<int64_t>
+      extra_checkpoints;  // also after these steps; they are kept until the run ends
+  bool trace = false;     // each rank leaves <folder>/trace-rank-N.json: a span per operator call
+  int64_t stop_after =
+      0;  // stop (with a checkpoint) once this many steps are done; 0: run to the end
 };
 
 struct RunResult {
-  bool complete = false;        // false: stopped on request, resumable
+  bool complete = false;  // false: stopped on request, resumable
   std::string stop_reason;
   int64_t steps = 0;
   int64_t tokens = 0;
-  double train_loss = 0;        // of the last step
-  double flops = 0;             // by shape/accounting.h
-  double seconds = 0;           // in steps, over all starts of the run
+  double train_loss = 0;  // of the last step
+  double flops = 0;       // by shape/accounting.h
+  double seconds = 0;     // in steps, over all starts of the run
   double tokens_per_second = 0;
-  double utilisation = 0;       // of peak_flops
+  double utilisation = 0;  // of peak_flops
   bool annealed = false;
   int64_t skipped_steps = 0;
   ValidationResult validation;
-  std::string checkpoint;       // the last one written
+  std::string checkpoint;  // the last one written
 };
 
 // `config` with everything filled in that depends on the data (model.vocab when 0) and checked.
 // Collective only in that every rank calls it with the same arguments.
 RunConfig resolve_config(RunConfig config, const TokenDataset& dataset);
 
-RunResult run_training(const RunConfig& config, const RunOptions& options, const TokenDataset& dataset,
-                       Communicator& world, Context& context);
+RunResult run_training(const RunConfig& config, const RunOptions& options,
+                       const TokenDataset& dataset, Communicator& world, Context& context);
 
 nlohmann::json to_json(const RunResult& result);
 
@@ -59,7 +63,7 @@ nlohmann::json to_json(const RunResult& result);
 RunConfig checkpoint_config(const CheckpointReader& reader);
 
 // Asks the running training to write a checkpoint and stop; what SIGTERM and SIGUSR1 do after
-// `stop_on_signals`. Async-signal-safe.
+// `stop_on_signals`, which run_training calls once there is something to save.
 void request_stop();
 void stop_on_signals();
 

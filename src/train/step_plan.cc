@@ -10,8 +10,8 @@ namespace {
 
 constexpr int64_t kDefaultUnits = 8;
 
-// Units per step when the configuration leaves them open: the largest power of two up to 8 that divides
-// the batch. It may not depend on the ranks, or two layouts would differ.
+// Units per step when the configuration leaves them open: the largest power of two up to 8 that
+// divides the batch. It may not depend on the ranks, or two layouts would differ.
 int64_t default_unit_sequences(int64_t batch) {
   int64_t units = kDefaultUnits;
   while (batch % units != 0) units /= 2;
@@ -46,8 +46,9 @@ Schedule make_schedule(const OptimizerConfig& config, int64_t steps) {
       break;
     case ScheduleKind::kWsd:
       result.decay = Decay::kLinearRoot;
-      result.decay_steps = std::min(std::max<int64_t>(1, std::llround(s.decay * static_cast<double>(steps))),
-                                    steps - result.warmup_steps);
+      result.decay_steps =
+          std::min(std::max<int64_t>(1, std::llround(s.decay * static_cast<double>(steps))),
+                   steps - result.warmup_steps);
       break;
     case ScheduleKind::kConstant:
       result.decay = Decay::kNone;
@@ -61,8 +62,9 @@ Schedule make_schedule(const OptimizerConfig& config, int64_t steps) {
 void TrainConfig::check() const {
   const int lengths = (tokens > 0) + (steps > 0) + (flops > 0);
   if (lengths > 1) {
-    throw ConfigError("train: more than one of tokens ({}), steps ({}) and flops ({}) is set; keep one",
-                      tokens, steps, flops);
+    throw ConfigError(
+        "train: more than one of tokens ({}), steps ({}) and flops ({}) is set; keep one", tokens,
+        steps, flops);
   }
   if (batch_sequences < 1) {
     throw ConfigError("train.batch_sequences is {}; it must be at least 1", batch_sequences);
@@ -74,8 +76,10 @@ void TrainConfig::check() const {
   const ScheduleConfig& s = optimizer.schedule;
   if (s.warmup < 0 || s.warmup > 1 || s.decay < 0 || s.decay > 1 || s.final_ratio < 0 ||
       s.final_ratio > 1) {
-    throw ConfigError("train.optimizer.schedule: warmup {}, decay {} and final_ratio {} are shares "
-                      "between 0 and 1", s.warmup, s.decay, s.final_ratio);
+    throw ConfigError(
+        "train.optimizer.schedule: warmup {}, decay {} and final_ratio {} are shares "
+        "between 0 and 1",
+        s.warmup, s.decay, s.final_ratio);
   }
   if (log_every < 1) throw ConfigError("train.log_every is {}; it must be at least 1", log_every);
   if (keep_checkpoints < 1) {
@@ -85,8 +89,10 @@ void TrainConfig::check() const {
 
 void RunConfig::check() const {
   if (train.balance.bias_update > 0 && model.moe.router == RouterKind::kHash) {
-    throw ConfigError("train.balance.bias_update is {} but model.moe.router is hash, which has no "
-                      "scores to bias; set it to 0", train.balance.bias_update);
+    throw ConfigError(
+        "train.balance.bias_update is {} but model.moe.router is hash, which has no "
+        "scores to bias; set it to 0",
+        train.balance.bias_update);
   }
 }
 
@@ -104,13 +110,15 @@ StepPlan plan_steps(const RunConfig& config, const Layout& layout) {
                plan.batch_sequences);
   plan.units = plan.batch_sequences / plan.unit_sequences;
   if (plan.units % layout.ranks() != 0) {
-    throw ConfigError("a step's {} units of {} sequences cannot be shared by {} ranks; lower "
-                      "train.unit_sequences or raise train.batch_sequences",
-                      plan.units, plan.unit_sequences, layout.ranks());
+    throw ConfigError(
+        "a step's {} units of {} sequences cannot be shared by {} ranks; lower "
+        "train.unit_sequences or raise train.batch_sequences",
+        plan.units, plan.unit_sequences, layout.ranks());
   }
   const int64_t rank_sequences = plan.batch_sequences / layout.ranks();
-  plan.micro_sequences =
-      t.micro_batch_sequences > 0 ? std::min(t.micro_batch_sequences, rank_sequences) : rank_sequences;
+  plan.micro_sequences = t.micro_batch_sequences > 0
+                             ? std::min(t.micro_batch_sequences, rank_sequences)
+                             : rank_sequences;
   need_divides("train.micro_batch_sequences", plan.micro_sequences, "the rank's sequences",
                rank_sequences);
   need_divides("train.unit_sequences", plan.unit_sequences, "the sequences of one pass",
@@ -125,9 +133,10 @@ StepPlan plan_steps(const RunConfig& config, const Layout& layout) {
   need_divides("train.balance.capacity_group_sequences", plan.capacity_sequences,
                "train.unit_sequences", plan.unit_sequences);
   if (t.reproducible && !layout.aligned(plan.units, plan.micro_batches)) {
-    throw ConfigError("train.reproducible: {} units over {} ranks in {} passes are not aligned powers of "
-                      "two; choose counts that are, or set train.reproducible: false",
-                      plan.units, layout.ranks(), plan.micro_batches);
+    throw ConfigError(
+        "train.reproducible: {} units over {} ranks in {} passes are not aligned powers of "
+        "two; choose counts that are, or set train.reproducible: false",
+        plan.units, layout.ranks(), plan.micro_batches);
   }
   plan.steps = run_steps(config, plan.tokens_per_step());
   plan.schedule = make_schedule(t.optimizer, plan.steps);

@@ -1,4 +1,5 @@
-// The arithmetic of a run, derived once from its configuration: how long it is and how a step is cut.
+// The arithmetic of a run, derived once from its configuration: how long it is and how a step is
+// cut.
 #pragma once
 
 #include <cstdint>
@@ -14,9 +15,9 @@ struct StepPlan {
   int64_t batch_sequences = 0;
   int64_t sequence_length = 0;
   int64_t unit_sequences = 0;
-  int64_t units = 0;             // per step, over all ranks
-  int64_t micro_batches = 1;     // passes per rank and step
-  int64_t micro_sequences = 0;   // per pass and rank
+  int64_t units = 0;            // per step, over all ranks
+  int64_t micro_batches = 1;    // passes per rank and step
+  int64_t micro_sequences = 0;  // per pass and rank
   int64_t units_per_micro = 0;
   int64_t balance_sequences = 0;   // per balance group
   int64_t capacity_sequences = 0;  // per capacity group
@@ -27,8 +28,8 @@ struct StepPlan {
   int64_t balance_groups() const { return batch_sequences / balance_sequences; }
 };
 
-// ConfigError naming the fields that do not divide, or, with `reproducible`, a layout whose ranks do not
-// hold aligned power-of-two runs of units.
+// ConfigError naming the fields that do not divide, or, with `reproducible`, a layout whose ranks
+// do not hold aligned power-of-two runs of units.
 StepPlan plan_steps(const RunConfig& config, const Layout& layout);
 
 }  // namespace degu

@@ -9,7 +9,9 @@
 namespace degu {
 
 enum class Precision { kFp32, kBf16 };
-constexpr auto enum_names(Precision) { return std::array<std::string_view, 2>{"fp32", "bf16"}; }
+constexpr auto enum_names(Precision) {
+  return std::array<std::string_view, 2>{"fp32", "bf16"};
+}
 constexpr DType activation_type(Precision p) {
   return p == Precision::kFp32 ? DType::kF32 : DType::kBF16;
 }
@@ -21,15 +23,16 @@ constexpr auto enum_names(ScheduleKind) {
 
 struct ScheduleConfig {
   ScheduleKind kind = ScheduleKind::kCosine;
-  double warmup = 0.05;         // share of the run
-  int64_t warmup_steps = 0;     // instead of the share
-  double final_ratio = 0.1;     // last learning rate over the peak
-  double decay = 0.2;           // wsd: share of the run in which the rate falls (1 - sqrt)
+  double warmup = 0.05;      // share of the run
+  int64_t warmup_steps = 0;  // instead of the share
+  double final_ratio = 0.1;  // last learning rate over the peak
+  double decay = 0.2;        // wsd: share of the run in which the rate falls (1 - sqrt)
 
   void fields(Fields& f) {
     f("kind", kind, "cosine, wsd (warm-up, stable, decay) or constant");
     f("warmup", warmup, "share of the run in which the rate rises from 0");
-    f("warmup_steps", warmup_steps, "steps in which the rate rises from 0, instead of a share; 0: the share");
+    f("warmup_steps", warmup_steps,
+      "steps in which the rate rises from 0, instead of a share; 0: the share");
     f("final_ratio", final_ratio, "last learning rate relative to the peak");
     f("decay", decay, "wsd: share of the run in which the rate falls");
   }
@@ -66,7 +69,8 @@ struct BalanceConfig {
     f("aux_loss", aux_loss, "weight of the load-balancing loss; 0: none");
     f("z_loss", z_loss, "weight of the router z-loss (mean of squared log-sum-exp); 0: none");
     f("bias_update", bias_update,
-      "auxiliary-loss-free balancing: each step moves an expert's selection bias by this much; 0: off");
+      "auxiliary-loss-free balancing: each step moves an expert's selection bias by this much; 0: "
+      "off");
     f("group_sequences", group_sequences,
       "sequences over which the balancing loss counts; must divide a unit; 0: the unit");
     f("capacity_group_sequences", capacity_group_sequences,
@@ -76,18 +80,18 @@ struct BalanceConfig {
 
 struct TrainConfig {
   Precision precision = Precision::kBf16;
-  int64_t batch_sequences = 16;        // per step, over all ranks
-  int64_t unit_sequences = 0;          // 0: batch_sequences / 8, at least 1
-  int64_t micro_batch_sequences = 0;   // per rank; 0: the rank's share at once
-  int64_t tokens = 0;                  // exactly one of tokens, steps, flops
+  int64_t batch_sequences = 16;       // per step, over all ranks
+  int64_t unit_sequences = 0;         // 0: batch_sequences / 8, at least 1
+  int64_t micro_batch_sequences = 0;  // per rank; 0: the rank's share at once
+  int64_t tokens = 0;                 // exactly one of tokens, steps, flops
   int64_t steps = 0;
   double flops = 0;
   bool reproducible = true;
   int64_t seed = 1;
   OptimizerConfig optimizer;
   BalanceConfig balance;
-  int64_t evaluate_every = 0;          // steps; 0: only at the end
-  int64_t checkpoint_every = 0;        // steps; 0: only at the end
+  int64_t evaluate_every = 0;    // steps; 0: only at the end
+  int64_t checkpoint_every = 0;  // steps; 0: only at the end
   int keep_checkpoints = 2;
   int log_every = 10;
   int max_bad_steps = 10;
@@ -96,7 +100,8 @@ struct TrainConfig {
     f("precision", precision, "type of weights and activations: bf16 or fp32 (masters are fp32)");
     f("batch_sequences", batch_sequences, "sequences per optimizer step, over all ranks");
     f("unit_sequences", unit_sequences,
-      "sequences whose gradient is one partial sum; divides the batch into a power of two; 0: batch / 8");
+      "sequences whose gradient is one partial sum; divides the batch into a power of two; 0: "
+      "batch / 8");
     f("micro_batch_sequences", micro_batch_sequences,
       "sequences per forward and backward pass of one rank; 0: the rank's whole share");
     f("tokens", tokens, "length of the run in training tokens (one of tokens, steps, flops)");
@@ -110,7 +115,8 @@ struct TrainConfig {
     f("checkpoint_every", checkpoint_every, "steps between checkpoints; 0: only at the end");
     f("keep_checkpoints", keep_checkpoints, "how many of the newest checkpoints stay");
     f("log_every", log_every, "steps between lines of metrics.jsonl");
-    f("max_bad_steps", max_bad_steps, "skipped steps with non-finite gradients before the run fails");
+    f("max_bad_steps", max_bad_steps,
+      "skipped steps with non-finite gradients before the run fails");
   }
   void check() const;
 };
@@ -120,7 +126,8 @@ struct ClusterConfig {
   int threads = 0;
 
   void fields(Fields& f) {
-    f("expert_parallel", expert_parallel, "ranks over which the experts are spread; divides the ranks");
+    f("expert_parallel", expert_parallel,
+      "ranks over which the experts are spread; divides the ranks");
     f("threads", threads, "threads per rank; 0: the node's cores divided by its ranks");
   }
 };

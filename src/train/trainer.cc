@@ -12,7 +12,9 @@ namespace {
 
 constexpr size_t kHeadLogitBytes = size_t{64} << 20;  // of fp32 logits alive at once
 
-size_t at(int64_t i) { return static_cast<size_t>(i); }
+size_t at(int64_t i) {
+  return static_cast<size_t>(i);
+}
 
 ExpertRange local_experts(const Layout& layout, const ModelShape& shape) {
   if (shape.moe.experts == 0) return {};
@@ -89,8 +91,9 @@ Trainer::Trainer(const RunConfig& config, const TokenDataset& dataset, Communica
       micro_batches_(at(plan_.micro_batches)),
       flops_per_token_(training_flops(config.model, plan_.sequence_length, 1.0)) {
   if (dataset.vocab_size() != config.model.vocab) {
-    throw ConfigError("model.vocab is {} but the data's tokenizer has {} pieces; set model.vocab: {}",
-                      config.model.vocab, dataset.vocab_size(), dataset.vocab_size());
+    throw ConfigError(
+        "model.vocab is {} but the data's tokenizer has {} pieces; set model.vocab: {}",
+        config.model.vocab, dataset.vocab_size(), dataset.vocab_size());
   }
   make_regions();
   parameters_.initialise(context_, static_cast<uint64_t>(config.train.seed));
@@ -154,8 +157,8 @@ void Trainer::run_micro_batch(int64_t micro, int64_t counted, StepSums& sums) {
   pass_.backward(context_, weights, pass_.dh_TD());
   for (RegionKind kind : kinds) leaf(kind, false);
 
-  const int64_t first = mesh_.layout().units(plan_.units, plan_.micro_batches, micro).begin *
-                        plan_.unit_sequences;
+  const int64_t first =
+      mesh_.layout().units(plan_.units, plan_.micro_batches, micro).begin * plan_.unit_sequences;
   pass_.sequence_losses(sums.losses().subspan(at(first), at(plan_.micro_sequences)));
   record_balance(micro, sums);
 }
@@ -185,7 +188,8 @@ void Trainer::reduce_gradients() {
       const AnyView all = state.gradients[i]->result();
       const FlatRange mine = state.adamw->range();
       const AnyView shard = all.rows(mine.begin, mine.elements());
-      state.group->reduce_scatter(context_, all, layout.shard_elements(), shard, Reduce::kSum, order);
+      state.group->reduce_scatter(context_, all, layout.shard_elements(), shard, Reduce::kSum,
+                                  order);
       if (i == 0) {
         state.grad_shard = shard;
       } else {
@@ -202,7 +206,8 @@ double Trainer::gradient_norm() {
         context_, state.grad_shard,
         std::span(blocks).subspan(at(state.first_block), at(state.adamw->layout().all_blocks())));
   }
-  world_.all_reduce(context_, View<double>(blocks.data(), {all_blocks_}), Reduce::kSum, Order::kAny);
+  world_.all_reduce(context_, View<double>(blocks.data(), {all_blocks_}), Reduce::kSum,
+                    Order::kAny);
   return std::sqrt(std::accumulate(blocks.begin(), blocks.end(), 0.0));
 }
 
@@ -285,14 +290,15 @@ StepResult Trainer::step() {
 
   StepResult result = summarise(sums, counted);
   result.gradient_norm = norm;
-  result.learning_rate =
-      config_.train.optimizer.learning_rate * plan_.schedule.factor(next_step_);
+  result.learning_rate = config_.train.optimizer.learning_rate * plan_.schedule.factor(next_step_);
   // Norm and loss are the same bits on every rank, so all decide alike.
   result.skipped = !std::isfinite(norm) || !std::isfinite(result.loss);
   if (result.skipped) {
     if (++bad_steps_ >= config_.train.max_bad_steps) {
-      throw NumericError("step {}: gradients were not finite {} times in a row (loss {}); lower "
-                         "train.optimizer.learning_rate", next_step_, bad_steps_, result.loss);
+      throw NumericError(
+          "step {}: gradients were not finite {} times in a row (loss {}); lower "
+          "train.optimizer.learning_rate",
+          next_step_, bad_steps_, result.loss);
     }
   } else {
     bad_steps_ = 0;
@@ -306,7 +312,8 @@ StepResult Trainer::step() {
 
 ValidationResult Trainer::validate() {
   if (!evaluator_) {
-    evaluator_ = std::make_unique<Evaluator>(context_, parameters_, model_, plan_, validation_, world_);
+    evaluator_ =
+        std::make_unique<Evaluator>(context_, parameters_, model_, plan_, validation_, world_);
   }
   return evaluator_->run();
 }

@@ -1,8 +1,8 @@
 // A model in training on one rank of a job: steps, validation, state.
 //
-// Everything that is computed over several tokens or sequences is reduced in an order that the layout of
-// ranks does not change (docs/numerics.md), so with `train.reproducible` two trainers of one
-// configuration hold the same bits after each step, however their ranks are arranged.
+// Everything that is computed over several tokens or sequences is reduced in an order that the
+// layout of ranks does not change (docs/numerics.md), so with `train.reproducible` two trainers of
+// one configuration hold the same bits after each step, however their ranks are arranged.
 #pragma once
 
 #include <functional>
@@ -24,28 +24,29 @@ namespace degu {
 
 struct LayerHealth {
   double load_max_over_mean = 1;
-  double load_entropy = 1;       // of the shares of routed slots, over ln E: 1 is even
-  int64_t dead_experts = 0;      // experts that no token chose
-  int64_t dropped = 0;           // routed slots over capacity
+  double load_entropy = 1;   // of the shares of routed slots, over ln E: 1 is even
+  int64_t dead_experts = 0;  // experts that no token chose
+  int64_t dropped = 0;       // routed slots over capacity
   std::vector<int64_t> load_E;
 };
 
 struct StepResult {
-  int64_t step = 0;             // of this update, from 0
-  double loss = 0;              // mean cross-entropy over the step's counted targets, nats
-  double aux_loss = 0;          // weighted, as added
-  double z_loss = 0;            // weighted, as added
-  double gradient_norm = 0;     // before clipping
+  int64_t step = 0;          // of this update, from 0
+  double loss = 0;           // mean cross-entropy over the step's counted targets, nats
+  double aux_loss = 0;       // weighted, as added
+  double z_loss = 0;         // weighted, as added
+  double gradient_norm = 0;  // before clipping
   double learning_rate = 0;
   int64_t tokens = 0;
-  bool skipped = false;         // gradient was not finite: weights unchanged
+  bool skipped = false;             // gradient was not finite: weights unchanged
   std::vector<LayerHealth> layers;  // MoE layers only, in order
 };
 
 class Trainer {
  public:
   // Collective. The configuration's model must be resolved. The dataset outlives the trainer.
-  Trainer(const RunConfig& config, const TokenDataset& dataset, Communicator& world, Context& context);
+  Trainer(const RunConfig& config, const TokenDataset& dataset, Communicator& world,
+          Context& context);
 
   const StepPlan& plan() const { return plan_; }
   const RunConfig& config() const { return config_; }
@@ -71,8 +72,8 @@ class Trainer {
 
   // Values and moments. Each rank adds what it holds; not collective.
   void save(CheckpointWriter& writer);
-  // Values and moments of a run with the same model, on any layout. DataError when a tensor is missing or
-  // has another shape.
+  // Values and moments of a run with the same model, on any layout. DataError when a tensor is
+  // missing or has another shape.
   void load(CheckpointReader& reader, const Counters& counters);
   // Values only: starts a new run from another run's weights.
   void load_weights(CheckpointReader& reader);
@@ -82,7 +83,7 @@ class Trainer {
   struct StepSums;
   struct RegionState {
     Region* region;
-    Communicator* group;  // the ranks that hold the same members
+    Communicator* group;                                     // the ranks that hold the same members
     std::vector<std::unique_ptr<GradientRegion>> gradients;  // two for a tied embedding
     std::unique_ptr<ShardedAdamW> adamw;
     int64_t first_block;  // of its blocks among all regions'
@@ -124,7 +125,8 @@ class Trainer {
   int64_t bad_steps_ = 0;
 };
 
-// Fills the values of `parameters` from a checkpoint, this rank's experts only. DataError as Trainer::load.
+// Fills the values of `parameters` from a checkpoint, this rank's experts only. DataError as
+// Trainer::load.
 void load_values(CheckpointReader& reader, ParameterSet& parameters);
 
 }  // namespace degu

@@ -1,4 +1,5 @@
-// The trainer's state in checkpoints: values as whole tensors, moments as ranges of the same tensors.
+// The trainer's state in checkpoints: values as whole tensors, moments as ranges of the same
+// tensors.
 #include <algorithm>
 #include <iterator>
 
@@ -9,7 +10,9 @@ namespace {
 
 constexpr const char* kMoments[] = {"adam_m/", "adam_v/"};
 
-std::string model_name(const Parameter& p) { return std::string(kModelPrefix) + p.spec.name; }
+std::string model_name(const Parameter& p) {
+  return std::string(kModelPrefix) + p.spec.name;
+}
 
 }  // namespace
 
@@ -18,9 +21,10 @@ void load_values(CheckpointReader& reader, ParameterSet& parameters) {
     const std::string name = model_name(*p);
     const CheckpointReader::TensorInfo info = reader.info(name);
     if (info.shape != p->spec.shape) {
-      throw DataError("{}: {} is {} but the configuration makes it {}; use the configuration that the "
-                      "checkpoint was trained with", reader.folder(), name, info.shape.str(),
-                      p->spec.shape.str());
+      throw DataError(
+          "{}: {} is {} but the configuration makes it {}; use the configuration that the "
+          "checkpoint was trained with",
+          reader.folder(), name, info.shape.str(), p->spec.shape.str());
     }
     if (p->spec.role == ParameterRole::kExperts) {
       reader.read(name, {parameters.experts().begin, 0, 0}, p->value);

@@ -81,10 +81,9 @@ struct TinyBatch {
       for (int64_t i = 0; i < length; ++i) {
         const auto at = static_cast<uint64_t>(tokens.size());
         tokens.push_back(static_cast<int32_t>(stream.below(2 * at, static_cast<uint64_t>(vocab))));
-        targets.push_back(
-            i + 1 == length
-                ? -1
-                : static_cast<int32_t>(stream.below(2 * at + 1, static_cast<uint64_t>(vocab))));
+        targets.push_back(i + 1 == length ? -1
+                                          : static_cast<int32_t>(stream.below(
+                                                2 * at + 1, static_cast<uint64_t>(vocab))));
         positions.push_back(static_cast<int32_t>(i));
       }
       sequence_offsets.push_back(static_cast<int64_t>(tokens.size()));

@@ -63,11 +63,12 @@ class Harness {
     if (with_gradient) {
       gradients_.restart();
       head_loss_backward(context_, saved_.h_TD, parameters_.head(), model_.logit_multiplier(),
-                         batch_.targets, 1.0f, batch_.groups().units, {1, 2}, gradients_, loss_, dh_);
+                         batch_.targets, 1.0f, batch_.groups().units, {1, 2}, gradients_, loss_,
+                         dh_);
       model_.backward(context_, batch, batch_.groups(), weights_, saved_, dh_);
     } else {
-      head_loss(context_, saved_.h_TD, parameters_.head(), model_.logit_multiplier(), batch_.targets,
-                loss_);
+      head_loss(context_, saved_.h_TD, parameters_.head(), model_.logit_multiplier(),
+                batch_.targets, loss_);
     }
     double total = 0;
     for (int64_t t = 0; t < loss_.shape()[0]; ++t) total += loss_.as<float>()[t];
@@ -115,7 +116,8 @@ TEST_CASE("gradients of the whole model agree with finite differences") {
       Parameter& parameter = *harness.parameters().all()[p];
       if (parameter.spec.role == ParameterRole::kState) continue;
       const View<float> value = parameter.value.as<float>();
-      // One direction per tensor: its own gradient, so that the slope is the gradient's norm squared.
+      // One direction per tensor: its own gradient, so that the slope is the gradient's norm
+      // squared.
       std::vector<double> direction(static_cast<size_t>(value.elements()));
       double norm = 0;
       for (int64_t i = 0; i < value.elements(); ++i) {
@@ -126,8 +128,8 @@ TEST_CASE("gradients of the whole model agree with finite differences") {
       INFO(parameter.spec.name << " with a gradient of norm " << norm);
       REQUIRE(norm > 1e-4);
       const std::vector<float> start(value.data(), value.data() + value.elements());
-      // A central difference in fp32: the loss carries a rounding error of about 1e-5, the step's own
-      // error grows with its square.
+      // A central difference in fp32: the loss carries a rounding error of about 1e-5, the step's
+      // own error grows with its square.
       const double step = std::min(1e-2, 3e-2 / norm);
       auto at = [&](double distance) {
         for (int64_t i = 0; i < value.elements(); ++i) {
@@ -182,7 +184,8 @@ TEST_CASE("a token's output does not depend on the rest of the batch") {
                 alone.tokens.begin());
     const std::vector<bf16> own = outputs(alone);
     const auto width = static_cast<size_t>(shape.width);
-    CHECK(std::equal(own.begin(), own.end(), all.begin() + static_cast<std::ptrdiff_t>(begin * width)));
+    CHECK(std::equal(own.begin(), own.end(),
+                     all.begin() + static_cast<std::ptrdiff_t>(begin * width)));
   }
 }
 

@@ -10,8 +10,9 @@ namespace {
 
 // What a leaf of the tree is worth: fp32 numbers whose sum depends on the order.
 float leaf_value(int64_t leaf, int64_t element) {
-  return static_cast<float>(RandomStream(1, "leaf").normal(static_cast<uint64_t>(leaf * 1000 + element)) *
-                            std::pow(10.0, static_cast<double>(leaf % 5)));
+  return static_cast<float>(
+      RandomStream(1, "leaf").normal(static_cast<uint64_t>(leaf * 1000 + element)) *
+      std::pow(10.0, static_cast<double>(leaf % 5)));
 }
 
 float tree(int64_t first, int64_t count, int64_t element) {

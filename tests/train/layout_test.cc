@@ -66,8 +66,9 @@ TEST_CASE("every layout of ranks trains to the same bits") {
     for (double x : reference.numbers) REQUIRE(std::isfinite(x));
     CHECK(reference.numbers[95] < reference.numbers[0]);  // it learns
     for (const RankLayout& layout : kLayouts) {
-      INFO(layout.ranks << " ranks, expert_parallel " << layout.expert_parallel << ", micro-batches of "
-                        << layout.micro_sequences << ", " << layout.threads << " threads");
+      INFO(layout.ranks << " ranks, expert_parallel " << layout.expert_parallel
+                        << ", micro-batches of " << layout.micro_sequences << ", " << layout.threads
+                        << " threads");
       const Trained other = train(variant.config, layout);
       CHECK(other.numbers == reference.numbers);
       for (const auto& [name, values] : reference.values) {

@@ -66,7 +66,8 @@ TEST_CASE("a run that was stopped and resumed on another layout ends with the sa
       run(config, {.ranks = 2, .expert_parallel = 2}, {.folder = parts, .stop_after = 7});
   CHECK_FALSE(first.complete);
   CHECK(first.steps == 7);
-  run(config, {.ranks = 4, .expert_parallel = 2}, {.folder = parts, .resume = true, .stop_after = 13});
+  run(config, {.ranks = 4, .expert_parallel = 2},
+      {.folder = parts, .resume = true, .stop_after = 13});
   const RunResult last = run(config, {.ranks = 1}, {.folder = parts, .resume = true});
   CHECK(last.complete);
   CHECK(last.validation.loss == expected.validation.loss);

@@ -2,8 +2,8 @@
 
 #include <catch2/catch.hpp>
 
-#include "optim/flat_layout.h"
 #include "kernels/api/adamw.h"
+#include "optim/flat_layout.h"
 
 namespace degu {
 namespace {
@@ -17,7 +17,10 @@ TEST_CASE("the rate rises, holds and falls where the schedule says") {
   CHECK(cosine.factor(99) < 0.101);
   CHECK(cosine.annealed());
 
-  const Schedule wsd{.steps = 100, .warmup_steps = 10, .decay_steps = 20, .decay = Decay::kLinearRoot,
+  const Schedule wsd{.steps = 100,
+                     .warmup_steps = 10,
+                     .decay_steps = 20,
+                     .decay = Decay::kLinearRoot,
                      .final_ratio = 0};
   CHECK(wsd.factor(79) == 1.0);
   CHECK(wsd.factor(80) == 1.0);
@@ -30,9 +33,10 @@ TEST_CASE("the rate rises, holds and falls where the schedule says") {
 }
 
 TEST_CASE("shards cover the flat vector and never cut a block") {
-  const std::vector<FlatMember> members = {{.piece_elements = 10},
-                                           {.piece_elements = 2500, .pieces = 3, .first_piece = 3, .all_pieces = 6},
-                                           {.piece_elements = kNormBlock}};
+  const std::vector<FlatMember> members = {
+      {.piece_elements = 10},
+      {.piece_elements = 2500, .pieces = 3, .first_piece = 3, .all_pieces = 6},
+      {.piece_elements = kNormBlock}};
   for (int shards : {1, 2, 3, 7, 16}) {
     const FlatLayout layout(members, shards);
     CHECK(layout.elements() == 10 + 7500 + kNormBlock);

@@ -29,7 +29,8 @@ inline const std::string& tiny_shards() {
     for (int document = 0; document < 400; ++document) {
       for (int word = 0; word < 60; ++word) {
         const uint64_t length = 2 + stream.below(index++, 4);
-        for (uint64_t i = 0; i < length; ++i) text << static_cast<char>('a' + stream.below(index++, 6));
+        for (uint64_t i = 0; i < length; ++i)
+          text << static_cast<char>('a' + stream.below(index++, 6));
         text << (word % 12 == 11 ? ".\n" : " ");
       }
       text << "\n\n";
@@ -71,7 +72,8 @@ inline RunConfig tiny_run(Precision precision = Precision::kBf16) {
   return c;
 }
 
-// What a run leaves: losses, norms and validation of every step, and all values at the end, by name.
+// What a run leaves: losses, norms and validation of every step, and all values at the end, by
+// name.
 struct Trained {
   std::vector<double> numbers;
   std::map<std::string, std::vector<float>> values;
@@ -110,9 +112,10 @@ inline Trained train(RunConfig config, const RankLayout& layout, int64_t steps =
     for (const auto& p : trainer.parameters().all()) {
       std::vector<float>& all = trained.values[p->spec.name];
       all.resize(static_cast<size_t>(p->spec.shape.elements()));
-      const int64_t first = p->spec.role == ParameterRole::kExperts
-                                ? trainer.parameters().experts().begin * p->spec.shape[1] * p->spec.shape[2]
-                                : 0;
+      const int64_t first =
+          p->spec.role == ParameterRole::kExperts
+              ? trainer.parameters().experts().begin * p->spec.shape[1] * p->spec.shape[2]
+              : 0;
       const View<float> own = p->value.as<float>();
       std::copy(own.data(), own.data() + own.elements(), all.begin() + first);
     }

@@ -19,8 +19,8 @@ HashRouter::HashRouter(const ModelShape& shape)
     for (size_t e = 0; e < order.size(); ++e) order[e] = static_cast<int32_t>(e);
     for (int64_t k = 0; k < top_k_; ++k) {  // the first K steps of a Fisher-Yates shuffle
       const auto at = static_cast<size_t>(k);
-      const uint64_t pick = stream.below(static_cast<uint64_t>(v * top_k_ + k),
-                                         static_cast<uint64_t>(experts_ - k));
+      const uint64_t pick =
+          stream.below(static_cast<uint64_t>(v * top_k_ + k), static_cast<uint64_t>(experts_ - k));
       std::swap(order[at], order[at + pick]);
       expert_VK_[static_cast<size_t>(v * top_k_ + k)] = order[at];
     }

@@ -1,5 +1,6 @@
-// Routing by token identity (Roller et al. 2021, arXiv 2106.04426): the baseline without a learned router.
-// The K experts of a vocabulary entry are K distinct ones drawn from a fixed random stream; gates are equal.
+// Routing by token identity (Roller et al. 2021, arXiv 2106.04426): the baseline without a learned
+// router. The K experts of a vocabulary entry are K distinct ones drawn from a fixed random stream;
+// gates are equal.
 #pragma once
 
 #include <vector>

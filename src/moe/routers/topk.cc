@@ -35,8 +35,8 @@ void TopKRouter::route(Context& context, AnyView h_TD, std::span<const int32_t>,
 }
 
 void TopKRouter::backward(Context& context, AnyView h_TD, const RouterActivations& saved,
-                          AnyView dgate_TK, const BalanceGradient& balance, const UnitSegments& units,
-                          AnyView dh_TD) const {
+                          AnyView dgate_TK, const BalanceGradient& balance,
+                          const UnitSegments& units, AnyView dh_TD) const {
   const ScratchScope scope(context.scratch());
   const AnyView dlogit = context.scratch().take(DType::kF32, saved.logit_TE.shape);
   router_topk_backward(context, saved.logit_TE, saved.score_TE, saved.expert_TK, saved.gate_TK,

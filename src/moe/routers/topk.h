@@ -1,5 +1,5 @@
-// Learned top-k routing over softmax scores (Shazeer et al. 2017, arXiv 1701.06538) or sigmoid scores
-// (DeepSeek-AI 2024, arXiv 2412.19437). Logits, scores and gates are fp32.
+// Learned top-k routing over softmax scores (Shazeer et al. 2017, arXiv 1701.06538) or sigmoid
+// scores (DeepSeek-AI 2024, arXiv 2412.19437). Logits, scores and gates are fp32.
 #pragma once
 
 #include "moe/router.h"
@@ -15,7 +15,8 @@ class TopKRouter : public Router {
   void route(Context& context, AnyView h_TD, std::span<const int32_t> tokens_T,
              const RouterActivations& saved) const override;
   void backward(Context& context, AnyView h_TD, const RouterActivations& saved, AnyView dgate_TK,
-                const BalanceGradient& balance, const UnitSegments& units, AnyView dh_TD) const override;
+                const BalanceGradient& balance, const UnitSegments& units,
+                AnyView dh_TD) const override;
 
  private:
   RouterOptions options_;

@@ -12,7 +12,9 @@
 namespace degu::scaling {
 namespace {
 
-bool same_budget(double a, double b) { return std::abs(a - b) <= 1e-9 * std::max(a, b); }
+bool same_budget(double a, double b) {
+  return std::abs(a - b) <= 1e-9 * std::max(a, b);
+}
 
 ModelShape shape_of(const ModelShape& base, int64_t width, int64_t layers, int64_t head_width) {
   ModelShape shape = base;
@@ -42,7 +44,9 @@ ModelShape with_member(const ModelShape& dense, const ModelShape& base, const Sw
 }
 
 // The number of parameters N with 6 N D = budget and D = ratio * N.
-double centre_parameters(double budget, double ratio) { return std::sqrt(budget / (6 * ratio)); }
+double centre_parameters(double budget, double ratio) {
+  return std::sqrt(budget / (6 * ratio));
+}
 
 // The shape whose active parameters without embeddings come closest to `target`.
 SweepSize nearest_size(const SweepConfig& config, const RunDefaults& defaults, double target) {
@@ -51,8 +55,8 @@ SweepSize nearest_size(const SweepConfig& config, const RunDefaults& defaults, d
   SweepSize best;
   double error = INFINITY;
   for (int64_t width = step; width <= 1 << 16; width += step) {
-    const int64_t layers = std::max<int64_t>(
-        1, std::llround(static_cast<double>(width) / d.width_per_layer));
+    const int64_t layers =
+        std::max<int64_t>(1, std::llround(static_cast<double>(width) / d.width_per_layer));
     const ModelShape shape = shape_of(defaults.model, width, layers, config.head_width);
     const auto n = static_cast<double>(parameter_count(shape, ParameterCount::kActiveNoEmbedding));
     if (std::abs(std::log(n / target)) < error) {
@@ -76,17 +80,18 @@ std::vector<SweepSize> sizes_at(const SweepConfig& config, const RunDefaults& de
   if (const IsoFlopDesign& d = config.isoflop; d.sizes_per_budget > 0) {
     const double centre = centre_parameters(budget, d.tokens_per_parameter);
     for (int64_t i = 0; i < d.sizes_per_budget; ++i) {
-      const double share = d.sizes_per_budget == 1 ? 0.5
-                                                   : static_cast<double>(i) /
-                                                         static_cast<double>(d.sizes_per_budget - 1);
+      const double share =
+          d.sizes_per_budget == 1
+              ? 0.5
+              : static_cast<double>(i) / static_cast<double>(d.sizes_per_budget - 1);
       add(nearest_size(config, defaults, centre * std::pow(d.span, share - 0.5)));
     }
     return sizes;
   }
   for (const SweepSize& size : config.sizes) {
-    const bool here = size.budgets.empty() ||
-                      std::any_of(size.budgets.begin(), size.budgets.end(),
-                                  [&](double b) { return same_budget(b, budget); });
+    const bool here =
+        size.budgets.empty() || std::any_of(size.budgets.begin(), size.budgets.end(),
+                                            [&](double b) { return same_budget(b, budget); });
     if (here) add(size);
   }
   return sizes;
@@ -99,12 +104,15 @@ bool in_middle(size_t index, size_t count, int64_t middle) {
 }
 
 // What a trunk is shared by: everything but the budget.
-std::string family_name(const PlannedRun& run) { return run.name.substr(run.name.find('-')); }
+std::string family_name(const PlannedRun& run) {
+  return run.name.substr(run.name.find('-'));
+}
 
 }  // namespace
 
 void SweepConfig::check() const {
-  if (budgets.empty()) throw ConfigError("sweep.budgets is empty; list the training FLOPs of each group");
+  if (budgets.empty())
+    throw ConfigError("sweep.budgets is empty; list the training FLOPs of each group");
   for (double budget : budgets) {
     if (!(budget > 0)) throw ConfigError("sweep.budgets: {} is not positive", budget);
   }
@@ -113,7 +121,8 @@ void SweepConfig::check() const {
   }
   for (const SweepSize& size : sizes) {
     for (double b : size.budgets) {
-      if (std::none_of(budgets.begin(), budgets.end(), [&](double c) { return same_budget(b, c); })) {
+      if (std::none_of(budgets.begin(), budgets.end(),
+                       [&](double c) { return same_budget(b, c); })) {
         throw ConfigError("sweep.sizes: width {} names budget {:g}, which sweep.budgets lacks",
                           size.width, b);
       }
@@ -149,13 +158,14 @@ std::vector<RunFamily> design_sweep(const SweepConfig& config, const RunDefaults
         if (!in_middle(i, sizes.size(), member.middle)) continue;
         for (double rate : rates) {
           for (int64_t seed : seeds) {
-            runs.push_back({.name = fmt::format("c{:g}-d{}-l{}-{}-lr{:g}-s{}", budget, sizes[i].width,
-                                                sizes[i].layers, member.name, rate, seed),
-                            .shape = with_member(dense, defaults.model, member),
-                            .budget = budget,
-                            .learning_rate = rate,
-                            .seed = seed,
-                            .granularity = member.experts > 0 ? member.granularity : 1.0});
+            runs.push_back(
+                {.name = fmt::format("c{:g}-d{}-l{}-{}-lr{:g}-s{}", budget, sizes[i].width,
+                                     sizes[i].layers, member.name, rate, seed),
+                 .shape = with_member(dense, defaults.model, member),
+                 .budget = budget,
+                 .learning_rate = rate,
+                 .seed = seed,
+                 .granularity = member.experts > 0 ? member.granularity : 1.0});
           }
         }
       }

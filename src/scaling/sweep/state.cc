@@ -18,15 +18,19 @@ constexpr int64_t kMostAttempts = 2;
 RunState::RunState(std::string folder, RunRecord fresh)
     : folder_(std::move(folder)), record_(std::move(fresh)) {}
 
-std::string RunState::path() const { return folder_ + "/state/" + record_.run + ".yaml"; }
+std::string RunState::path() const {
+  return folder_ + "/state/" + record_.run + ".yaml";
+}
 
 void RunState::load() {
   if (!std::filesystem::exists(path())) return;
   const RunRecord stored =
       read_config<RunRecord>(YamlDocument::from_text(read_file(path()), path()));
   if (stored.config_hash != record_.config_hash) {
-    throw DataError("{}: the run was trained with another configuration; give the sweep another --out "
-                    "or remove {}", path(), folder_);
+    throw DataError(
+        "{}: the run was trained with another configuration; give the sweep another --out "
+        "or remove {}",
+        path(), folder_);
   }
   record_ = stored;
 }
@@ -47,7 +51,9 @@ void RunState::notice_crash(bool retry_failed) {
   store();
 }
 
-void RunState::store() const { write_file_atomic(path(), to_yaml(record_)); }
+void RunState::store() const {
+  write_file_atomic(path(), to_yaml(record_));
+}
 
 bool RunState::finished() const {
   return record_.status == "done" || record_.status == "diverged" || record_.status == "invalid" ||

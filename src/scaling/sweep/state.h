@@ -11,10 +11,11 @@ class RunState {
  public:
   RunState(std::string folder, RunRecord fresh);
 
-  // Reads the file if there is one of the same configuration. DataError when it is of another: the folder
-  // holds a different sweep.
+  // Reads the file if there is one of the same configuration. DataError when it is of another: the
+  // folder holds a different sweep.
   void load();
-  // Counts the death of the job under this run, if that is what the file says; the second one fails it.
+  // Counts the death of the job under this run, if that is what the file says; the second one fails
+  // it.
   void notice_crash(bool retry_failed);
   void store() const;
 

@@ -17,14 +17,15 @@ namespace {
 // Everything a run's result depends on, as one number.
 std::string config_hash(const PlannedRun& run, const std::string& shared) {
   uint64_t hash = hash_name(to_yaml(run.shape));
-  hash = hash_name(fmt::format("{:.17g} {:.17g} {}", run.budget, run.learning_rate, run.seed), hash);
+  hash =
+      hash_name(fmt::format("{:.17g} {:.17g} {}", run.budget, run.learning_rate, run.seed), hash);
   return fmt::format("{:016x}", hash_name(shared, hash));
 }
 
 class Sweep {
  public:
-  Sweep(const std::vector<RunFamily>& families, int64_t sequence_length, const SweepOptions& options,
-        Communicator& world, const TrainRun& train)
+  Sweep(const std::vector<RunFamily>& families, int64_t sequence_length,
+        const SweepOptions& options, Communicator& world, const TrainRun& train)
       : families_(families), options_(options), world_(world), train_(train) {
     if (world.size() % options.ranks_per_run != 0) {
       throw ConfigError("sweep.ranks_per_run is {}, which does not divide the {} ranks",
@@ -58,8 +59,8 @@ class Sweep {
   SweepOptions options_;
   Communicator& world_;
   const TrainRun& train_;
-  std::vector<RunState> states_;      // families' runs after each other
-  std::vector<size_t> first_state_;   // of each family
+  std::vector<RunState> states_;     // families' runs after each other
+  std::vector<size_t> first_state_;  // of each family
   int64_t trained_ = 0;
   bool interrupted_ = false;
 };
@@ -88,9 +89,10 @@ void Sweep::announce(const RunState& state) const {
   const auto finished =
       std::count_if(states_.begin(), states_.end(), [](const RunState& s) { return s.finished(); });
   if (r.status == "done") {
-    log_any_rank("{:>3}/{} {:<32} loss {:.4f}  {:.3f} bits/byte  {:.3g} tokens  {:.0f} s  {:.0f}% of peak",
-                 finished, states_.size(), r.run, r.val_loss, r.bits_per_byte,
-                 static_cast<double>(r.tokens), r.seconds, 100 * r.utilisation);
+    log_any_rank(
+        "{:>3}/{} {:<32} loss {:.4f}  {:.3f} bits/byte  {:.3g} tokens  {:.0f} s  {:.0f}% of peak",
+        finished, states_.size(), r.run, r.val_loss, r.bits_per_byte, static_cast<double>(r.tokens),
+        r.seconds, 100 * r.utilisation);
   } else {
     log_any_rank("{:>3}/{} {:<32} {}: {}", finished, states_.size(), r.run, r.status, r.reason);
   }
@@ -104,8 +106,7 @@ void Sweep::train_run(const RunFamily& family, size_t i, RunState& state, Commun
     if (group.rank() == 0) state.store();
   });
   try {
-    const RunMeasurement m =
-        train_(family, i, options_.folder + "/runs/" + record.run, group);
+    const RunMeasurement m = train_(family, i, options_.folder + "/runs/" + record.run, group);
     if (m.interrupted) {
       record.status = "interrupted";
       --record.attempts;

@@ -1,13 +1,13 @@
-// Runs a designed sweep: groups of ranks take families of runs as they become free, and every run is
-// recorded once, whatever ends the job.
+// Runs a designed sweep: groups of ranks take families of runs as they become free, and every run
+// is recorded once, whatever ends the job.
 //
 //   <folder>/state/<run>.yaml   status and attempts of each run: the sweep's only memory
 //   <folder>/runs/<run>/        the run's own folder
 //   <folder>/runs.csv, runs.h5  the table, rewritten as runs finish
 //
-// A run is `running` in its state file before it starts and `done`, `diverged` or `invalid` after. A start
-// that finds it running knows that the job died under it: the attempt is counted, and a run that died twice
-// is `failed`. A stop on request leaves it `interrupted`, which is not counted.
+// A run is `running` in its state file before it starts and `done`, `diverged` or `invalid` after.
+// A start that finds it running knows that the job died under it: the attempt is counted, and a run
+// that died twice is `failed`. A stop on request leaves it `interrupted`, which is not counted.
 #pragma once
 
 #include <functional>
@@ -32,23 +32,23 @@ struct RunMeasurement {
   double utilisation = 0;
 };
 
-// Trains one run on all ranks of `group`, in `folder`. NumericError: diverged. ConfigError or ShapeError:
-// invalid. Every rank of the group throws alike. Anything else ends the job.
+// Trains one run on all ranks of `group`, in `folder`. NumericError: diverged. ConfigError or
+// ShapeError: invalid. Every rank of the group throws alike. Anything else ends the job.
 using TrainRun = std::function<RunMeasurement(const RunFamily& family, size_t index,
                                               const std::string& folder, Communicator& group)>;
 
 struct SweepOptions {
   std::string folder;
   int64_t ranks_per_run = 1;
-  int threads = 1;            // per rank, for the record
+  int threads = 1;                   // per rank, for the record
   std::string shared_configuration;  // text of what all runs share: part of each run's hash
-  bool retry_failed = false;  // forget that runs failed
+  bool retry_failed = false;         // forget that runs failed
 };
 
 struct SweepOutcome {
   std::vector<RunRecord> records;  // all of the grid, in the grid's order; on every rank
   bool interrupted = false;
-  int64_t trained = 0;             // by this start
+  int64_t trained = 0;  // by this start
 };
 
 // The unchanging part of a run's record.
