@@ -29,7 +29,8 @@ std::string checkpoint_folder(const std::string& path) {
   for (const std::string& candidate : {path, path + "/checkpoints"}) {
     if (const std::string found = find_latest(candidate); !found.empty()) return found;
   }
-  throw IoError("{}: there is no whole checkpoint here; give a checkpoint or the folder of a run", path);
+  throw IoError("{}: there is no whole checkpoint here; give a checkpoint or the folder of a run",
+                path);
 }
 
 ExitCode dump_gradients(const EvalArguments& arguments, const RunConfig& config,
@@ -43,7 +44,8 @@ ExitCode dump_gradients(const EvalArguments& arguments, const RunConfig& config,
   const GradientProbe probe = probe_gradients(config, checkpoint, tokens.as<int32_t>(), context);
 
   std::vector<SafetensorsEntry> entries;
-  for (const char* name : {"loss", "aux_loss", "z_loss"}) entries.push_back({name, DType::kF64, {1}});
+  for (const char* name : {"loss", "aux_loss", "z_loss"})
+    entries.push_back({name, DType::kF64, {1}});
   for (const auto& [name, gradient] : probe.gradients) {
     entries.push_back({name, DType::kF32, gradient.shape()});
   }
@@ -64,7 +66,8 @@ ExitCode report(const EvalArguments& arguments, const std::string& folder,
     std::printf("%s\n", json.dump(2).c_str());
     return ExitCode::kDone;
   }
-  std::printf("%-16s %10s %12s %14s %10s\n", "domain", "loss", "perplexity", "bits per byte", "tokens");
+  std::printf("%-16s %10s %12s %14s %10s\n", "domain", "loss", "perplexity", "bits per byte",
+              "tokens");
   for (const DomainLoss& d : result.domains) {
     std::printf("%-16s %10.4f %12.3f %14.4f %10lld\n", d.name.c_str(), d.loss, std::exp(d.loss),
                 d.bits_per_byte, static_cast<long long>(d.tokens));
@@ -93,8 +96,8 @@ ExitCode eval(const EvalArguments& arguments) {
   const TokenDataset dataset(config.data.paths);
   if (dataset.tokenizer().sha256() !=
       Tokenizer::from_bytes(checkpoint.attachment("tokenizer.model"), folder).sha256()) {
-    throw DataError("{}: the shards of data.paths were made with another tokenizer than the model's",
-                    folder);
+    throw DataError(
+        "{}: the shards of data.paths were made with another tokenizer than the model's", folder);
   }
   const Mesh mesh(job.world(), arguments.expert_parallel);
   ExpertRange experts;
@@ -108,11 +111,12 @@ ExitCode eval(const EvalArguments& arguments) {
   parameters.pack(job.context());
   const Transformer model(parameters, arguments.expert_parallel > 1 ? &mesh.ep() : nullptr, false);
   const ValidationSet data(dataset, config.data);
-  const StepPlan plan{.sequence_length = config.data.sequence_length,
-                      .unit_sequences = 1,
-                      .micro_sequences = arguments.batch,
-                      .balance_sequences = 1,
-                      .capacity_sequences = std::max(1, config.train.balance.capacity_group_sequences)};
+  const StepPlan plan{
+      .sequence_length = config.data.sequence_length,
+      .unit_sequences = 1,
+      .micro_sequences = arguments.batch,
+      .balance_sequences = 1,
+      .capacity_sequences = std::max(1, config.train.balance.capacity_group_sequences)};
   const ValidationResult result =
       Evaluator(job.context(), parameters, model, plan, data, job.world()).run();
   return job.world().rank() == 0 ? report(arguments, folder, result) : ExitCode::kDone;
@@ -127,9 +131,11 @@ Action attach_eval(CLI::App& app) {
   app.add_option("--validation-tokens", a->validation_tokens, "tokens per domain; 0: all")
       ->check(CLI::NonNegativeNumber);
   app.add_option("--batch", a->batch, "sequences per pass and rank")->check(CLI::PositiveNumber);
-  app.add_option("--expert-parallel", a->expert_parallel, "ranks over which the experts are spread");
+  app.add_option("--expert-parallel", a->expert_parallel,
+                 "ranks over which the experts are spread");
   app.add_option("--threads", a->threads, "threads per rank; 0: the node's cores over its ranks");
-  app.add_option("--tokens", a->tokens, "safetensors file with one int32 tensor [sequences, S + 1]");
+  app.add_option("--tokens", a->tokens,
+                 "safetensors file with one int32 tensor [sequences, S + 1]");
   app.add_option("--gradients", a->gradients,
                  "write the loss on --tokens and every gradient to this safetensors file");
   app.add_flag("--json", a->json, "print the result as one JSON object");

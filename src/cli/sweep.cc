@@ -47,6 +47,7 @@ RunConfig config_of(const RunConfig& shared, const PlannedRun& run) {
   config.train.steps = 0;
   config.train.flops = run.budget;
   config.train.seed = run.seed;
+  config.data.seed = run.seed;
   config.train.optimizer.learning_rate = run.learning_rate;
   return config;
 }
@@ -71,7 +72,8 @@ class Executor {
     options.live = false;
     options.final_checkpoint = false;
     options.peak_flops = own_peak_ * group.size();
-    if (max_minutes_ > 0) options.max_minutes = std::max(1e-6, max_minutes_ - timer_.seconds() / 60);
+    if (max_minutes_ > 0)
+      options.max_minutes = std::max(1e-6, max_minutes_ - timer_.seconds() / 60);
     if (family.size() > 1) share_trunk(family, index, folder, group, config, options);
     const RunResult r = run_training(config, options, dataset_, group, job_.context());
     if (!r.complete) return {.interrupted = true};
@@ -90,13 +92,14 @@ class Executor {
     return measure_peak_flops(*alone, job_.context(), type);
   }
 
-  // The family's first run leaves a checkpoint where each of the others begins its decay; the others
-  // continue from it. All warm up in the steps of the shortest.
+  // The family's first run leaves a checkpoint where each of the others begins its decay; the
+  // others continue from it. All warm up in the steps of the shortest.
   void share_trunk(const RunFamily& family, size_t index, const std::string& folder,
                    Communicator& group, RunConfig& config, RunOptions& options) const {
     const Layout layout(group.rank(), group.size(), config.cluster.expert_parallel);
     const StepPlan shortest = plan_steps(config_of(shared_, family.back()), layout);
-    config.train.optimizer.schedule.warmup_steps = std::max<int64_t>(1, shortest.schedule.warmup_steps);
+    config.train.optimizer.schedule.warmup_steps =
+        std::max<int64_t>(1, shortest.schedule.warmup_steps);
     auto decay_start = [&](size_t i) {
       RunConfig other = config_of(shared_, family[i]);
       other.train.optimizer.schedule.warmup_steps = config.train.optimizer.schedule.warmup_steps;
@@ -104,7 +107,8 @@ class Executor {
       return plan.steps - plan.schedule.decay_steps;
     };
     if (index == 0) {
-      for (size_t i = 1; i < family.size(); ++i) options.extra_checkpoints.push_back(decay_start(i));
+      for (size_t i = 1; i < family.size(); ++i)
+        options.extra_checkpoints.push_back(decay_start(i));
       return;
     }
     const std::string trunk =
@@ -161,11 +165,10 @@ ExitCode sweep(SweepArguments arguments) {
   Job job(file.run.cluster.threads);
   const TokenDataset dataset(file.run.data.paths);
   file.run.model.vocab = dataset.vocab_size();
-  const scaling::RunDefaults defaults{
-      .model = file.run.model,
-      .sequence_length = file.run.data.sequence_length,
-      .learning_rate = file.run.train.optimizer.learning_rate,
-      .seed = file.run.train.seed};
+  const scaling::RunDefaults defaults{.model = file.run.model,
+                                      .sequence_length = file.run.data.sequence_length,
+                                      .learning_rate = file.run.train.optimizer.learning_rate,
+                                      .seed = file.run.train.seed};
   const std::vector<RunFamily> families = scaling::design_sweep(file.sweep, defaults);
   const bool first = job.world().rank() == 0;
   if (arguments.dry_run) {
@@ -183,13 +186,13 @@ ExitCode sweep(SweepArguments arguments) {
       .threads = job.context().threads(),
       .shared_configuration = to_yaml(shared) + dataset.fingerprint(),
       .retry_failed = arguments.retry_failed};
-  const scaling::SweepOutcome outcome = run_sweep(
-      families, defaults.sequence_length, options, job.world(),
-      [&](const RunFamily& family, size_t index, const std::string& folder, Communicator& group) {
-        return executor.train(family, index, folder, group);
-      });
-  return first ? report(arguments, outcome)
-               : outcome.interrupted ? ExitCode::kInterrupted : ExitCode::kDone;
+  const scaling::SweepOutcome outcome =
+      run_sweep(families, defaults.sequence_length, options, job.world(),
+                [&](const RunFamily& family, size_t index, const std::string& folder,
+                    Communicator& group) { return executor.train(family, index, folder, group); });
+  return first                 ? report(arguments, outcome)
+         : outcome.interrupted ? ExitCode::kInterrupted
+                               : ExitCode::kDone;
 }
 
 }  // namespace
@@ -197,8 +200,10 @@ ExitCode sweep(SweepArguments arguments) {
 Action attach_sweep(CLI::App& app) {
   auto arguments = std::make_shared<SweepArguments>();
   app.add_option("config", arguments->config, "sweep configuration (YAML)")->required();
-  app.add_option("--out", arguments->folder, "folder of the sweep; default: runs/<name of the file>");
-  app.add_option("--set", arguments->overrides, "key=value over the file, e.g. sweep.budgets=[1e12]")
+  app.add_option("--out", arguments->folder,
+                 "folder of the sweep; default: runs/<name of the file>");
+  app.add_option("--set", arguments->overrides,
+                 "key=value over the file, e.g. sweep.budgets=[1e12]")
       ->allow_extra_args(false);
   app.add_option("--max-minutes", arguments->max_minutes, "stop, resumable, after this long");
   app.add_flag("--retry-failed", arguments->retry_failed, "train runs again that failed twice");

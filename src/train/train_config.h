@@ -108,7 +108,7 @@ struct TrainConfig {
     f("steps", steps, "length of the run in optimizer steps");
     f("flops", flops, "length of the run in training FLOPs, by shape/accounting.h");
     f("reproducible", reproducible, "the same bits on every layout of ranks");
-    f("seed", seed, "initial weights and data order");
+    f("seed", seed, "initial weights (data.seed orders the data)");
     f("optimizer", optimizer, "AdamW and its schedule");
     f("balance", balance, "what keeps experts evenly loaded");
     f("evaluate_every", evaluate_every, "steps between validations; 0: only at the end");
