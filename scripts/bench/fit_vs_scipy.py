@@ -26,7 +26,7 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[name] = "1"  # before NumPy starts its threads
 
 import numpy as np  # noqa: E402
-from scipy.optimize import minimize  # noqa: E402
+from scipy.optimize import OptimizeResult, minimize  # noqa: E402
 
 DELTA = 1e-3
 
