@@ -32,6 +32,7 @@ class Error : public std::runtime_error {
   ExitCode code_;
 };
 
+// NOLINTBEGIN(bugprone-macro-parentheses): a class name takes none
 #define DEGU_DEFINE_ERROR(Name, code)                                   \
   class Name : public Error {                                           \
    public:                                                              \
@@ -39,6 +40,8 @@ class Error : public std::runtime_error {
     explicit Name(fmt::format_string<Args...> format, Args&&... args)   \
         : Error(code, fmt::format(format, std::forward<Args>(args)...)) {} \
   };
+
+// NOLINTEND(bugprone-macro-parentheses)
 
 DEGU_DEFINE_ERROR(ConfigError, ExitCode::kUsage)      // YAML, --set, command line
 DEGU_DEFINE_ERROR(ShapeError, ExitCode::kUsage)       // sizes that do not fit together

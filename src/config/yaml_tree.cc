@@ -104,7 +104,7 @@ class TreeBuilder : public YAML::EventHandler {
       // that begins below its key: the key's line is where a reader looks.
       if (node.kind != YamlNode::Kind::kScalar) node.line = parent.key.line;
       count(node);
-      parent.node.entries.emplace_back(std::move(parent.key.text), std::move(node));
+      parent.node.entries.push_back({std::move(parent.key.text), std::move(node)});
       parent.has_key = false;
     }
   }
@@ -349,7 +349,7 @@ void assign_yaml(YamlNode& root, std::string_view assignment) {
       if (child == nullptr) {
         YamlNode made;
         made.file = place;
-        node->entries.emplace_back(std::string(part), std::move(made));
+        node->entries.push_back({std::string(part), std::move(made)});
         child = &node->entries.back().second;
       }
       node = child;

@@ -11,7 +11,7 @@ namespace degu::internal {
 
 struct YamlNode {
   enum class Kind { kNull, kScalar, kList, kMap };
-  using Entry = std::pair<std::string, YamlNode>;
+  struct Entry;
 
   Kind kind = Kind::kNull;
   std::string text;             // scalars
@@ -24,6 +24,12 @@ struct YamlNode {
   YamlNode* find(std::string_view key);
   std::string place() const;  // "file.yaml:12"
   std::string shown() const;  // the value for a message: `abc`, "a list", "a map", "nothing"
+};
+
+// One key of a map and its value.
+struct YamlNode::Entry {
+  std::string first;
+  YamlNode second;
 };
 
 // Parses one document; the root of an empty one is an empty map. `first_line` shifts nothing but
