@@ -202,7 +202,12 @@ def plot_optimum(runs: Runs, fits: list[Fit], args: argparse.Namespace) -> style
 def law_text(fit: Fit) -> str:
     """The law with its constants in one line of mathematics."""
     p = fit.params
-    return (f"$L = {p['E']:.3f} + {p['A']:.4g}/N^{{{p['alpha']:.3f}}} + {p['B']:.4g}/D^{{{p['beta']:.3f}}}$")
+
+    def constant(value: float) -> str:
+        return f"{value:.4g}" if 1e-3 < value < 1e5 else style.power(value, 3).strip("$")
+
+    return (f"$L = {p['E']:.3f} + {constant(p['A'])}/N^{{{p['alpha']:.3f}}} + "
+            f"{constant(p['B'])}/D^{{{p['beta']:.3f}}}$")
 
 
 def parametric(fits: list[Fit]) -> Fit:

@@ -66,6 +66,8 @@ def number(value: float, digits: int = 2) -> str:
 
 def power(value: float, digits: int = 1) -> str:
     """4e11 -> $4 \\times 10^{11}$, with no more digits than the value has."""
+    if not value > 0:
+        return f"${value:g}$"
     exponent = math.floor(math.log10(value) + 1e-9)
     mantissa = round(value / 10.0**exponent, digits)
     if mantissa >= 10:

@@ -136,7 +136,7 @@ def plot_utilisation(runs: list[TrainingRun]) -> style.Figure:
     for axis in axes[0]:
         axis.set_xlabel(f"time in steps ({unit})")
         axis.set_ylim(0, axis.get_ylim()[1] * 1.25)
-        axis.legend(loc="lower right")
+        axis.legend(loc="upper right")
     return figure
 
 

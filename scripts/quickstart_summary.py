@@ -18,8 +18,8 @@ def load(path: pathlib.Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def interval(entry: dict[str, float] | None, digits: int = 2) -> str:
-    return f" ({entry['lo']:.{digits}f} to {entry['hi']:.{digits}f})" if entry else ""
+def interval(entry: dict[str, float] | None) -> str:
+    return f" ({entry['lo']:.3g} to {entry['hi']:.3g})" if entry else ""
 
 
 def count(value: float) -> str:
