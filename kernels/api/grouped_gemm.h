@@ -13,9 +13,10 @@ struct Epilogue {
 // y_RF[r, f] = sum_d x_RD[r, d] * w_eFD[e, f, d]   for the rows r of expert e
 //
 // x_RD  the scheme's activation type; y_RF  fp32 or bf16; groups.groups() == w.experts.
-// Sums are fp32; their order depends on D and the instruction set alone, not on R, the row's place, the
-// tile it falls in, or threads. With a kBackward packing the same operator is dx_RD = dy_RF · W.
-// Rows at and beyond groups.rows() are left untouched. ShapeError when sizes or types do not fit.
+// Sums are fp32; their order depends on D and the instruction set alone, not on R, the row's place,
+// the tile it falls in, or threads. With a kBackward packing the same operator is dx_RD = dy_RF ·
+// W. Rows at and beyond groups.rows() are left untouched. ShapeError when sizes or types do not
+// fit.
 void grouped_gemm(Context& context, AnyView x_RD, const PackedWeight& w, const RowGroups& groups,
                   AnyView y_RF, const Epilogue& epilogue = {});
 
@@ -23,12 +24,13 @@ void grouped_gemm(Context& context, AnyView x_RD, const PackedWeight& w, const R
 void gemm(Context& context, AnyView x_RD, const PackedWeight& w, AnyView y_RF,
           const Epilogue& epilogue = {});
 
-// dw_SEFD[s, e, f, d] = tree over units u of ( sum over rows r of (e, s, u) of dy_RF[r, f] * x_RD[r, d] )
+// dw_SEFD[s, e, f, d] = tree over units u of ( sum over rows r of (e, s, u) of dy_RF[r, f] *
+// x_RD[r, d] )
 //
-// x and dy are both fp32 or both bf16; dw_SEFD is fp32, [slots, groups, F, D] (leading ones may be left
-// out). Each unit's sum runs over its rows in order; the units of a slot are joined as
-// ((u0 + u1) + (u2 + u3)) + …; an empty unit counts as +0. With Write::kAdd one further addition joins
-// what dw held: dw + result.
+// x and dy are both fp32 or both bf16; dw_SEFD is fp32, [slots, groups, F, D] (leading ones may be
+// left out). Each unit's sum runs over its rows in order; the units of a slot are joined as
+// ((u0 + u1) + (u2 + u3)) + …; an empty unit counts as +0. With Write::kAdd one further addition
+// joins what dw held: dw + result.
 void grouped_gemm_dw(Context& context, AnyView dy_RF, AnyView x_RD, const UnitSegments& segments,
                      AnyView dw_SEFD, Write write = Write::kOverwrite);
 

@@ -20,15 +20,15 @@ int64_t route_plan(Context& context, AnyView expert_TK, int64_t experts, int64_t
 // y_RD[r] = x_TD[source_R[r]]                    fp32 or bf16; source_R int32 in [0, rows of x)
 void gather_rows(Context& context, AnyView x_TD, AnyView source_R, AnyView y_RD);
 
-// y_TD[t] = add_TD[t] + sum_k gate_TK[t, k] * x_RD[row_TK[t, k]]     slots in order, fp32 sums, one rounding
-// Null gate_TK: all ones (then this is the gradient of gather_rows). Null add_TD: nothing added.
-// Dropped slots (-1) contribute nothing. add_TD may be y_TD.
+// y_TD[t] = add_TD[t] + sum_k gate_TK[t, k] * x_RD[row_TK[t, k]]     slots in order, fp32 sums, one
+// rounding Null gate_TK: all ones (then this is the gradient of gather_rows). Null add_TD: nothing
+// added. Dropped slots (-1) contribute nothing. add_TD may be y_TD.
 void combine(Context& context, AnyView x_RD, AnyView row_TK, AnyView gate_TK, AnyView add_TD,
              AnyView y_TD);
 
-// dx_RD[row_TK[t,k]] = gate_TK[t,k] * dy_TD[t];   dgate_TK[t,k] = dot(dy_TD[t], x_RD[row_TK[t,k]]), fp32;
-// 0 for dropped slots.
-void combine_backward(Context& context, AnyView dy_TD, AnyView x_RD, AnyView row_TK, AnyView gate_TK,
-                      AnyView dx_RD, AnyView dgate_TK);
+// dx_RD[row_TK[t,k]] = gate_TK[t,k] * dy_TD[t];   dgate_TK[t,k] = dot(dy_TD[t], x_RD[row_TK[t,k]]),
+// fp32; 0 for dropped slots.
+void combine_backward(Context& context, AnyView dy_TD, AnyView x_RD, AnyView row_TK,
+                      AnyView gate_TK, AnyView dx_RD, AnyView dgate_TK);
 
 }  // namespace degu

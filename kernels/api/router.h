@@ -13,18 +13,19 @@ enum class Score : uint8_t { kSoftmax, kSigmoid };
 struct RouterOptions {
   Score score = Score::kSoftmax;
   int top_k = 2;
-  bool renormalize = true;   // gates of the chosen experts sum to one
+  bool renormalize = true;  // gates of the chosen experts sum to one
   float gate_scale = 1.0f;
 };
 
 // score_TE = softmax_e(logit_TE) or sigmoid(logit_TE)                       fp32
-// expert_TK = the K experts with the largest score + bias_E, largest first; ties to the lower index; int32
-// gate_TK = score of the chosen (bias not included), / their sum when renormalize, * gate_scale  fp32
-// lse_T = log sum_e exp(logit_TE)                                           fp32, for the router z-loss
-// bias_E: fp32 or a null view (auxiliary-loss-free balancing, Wang et al. 2024, arXiv 2408.15664).
-// A token with a NaN or +inf logit gets NaN scores, gates and lse (softmax; with sigmoid a NaN logit gives a
-// NaN score and lse, +inf a score of 1), so its loss and gradients are not finite and the step is skipped;
-// its experts are still K different valid ones, a NaN counting as the smallest. -inf logits score 0.
+// expert_TK = the K experts with the largest score + bias_E, largest first; ties to the lower
+// index; int32 gate_TK = score of the chosen (bias not included), / their sum when renormalize, *
+// gate_scale  fp32 lse_T = log sum_e exp(logit_TE)                                           fp32,
+// for the router z-loss bias_E: fp32 or a null view (auxiliary-loss-free balancing, Wang et al.
+// 2024, arXiv 2408.15664). A token with a NaN or +inf logit gets NaN scores, gates and lse
+// (softmax; with sigmoid a NaN logit gives a NaN score and lse, +inf a score of 1), so its loss and
+// gradients are not finite and the step is skipped; its experts are still K different valid ones, a
+// NaN counting as the smallest. -inf logits score 0.
 void router_topk(Context& context, AnyView logit_TE, AnyView bias_E, const RouterOptions& options,
                  AnyView score_TE, AnyView expert_TK, AnyView gate_TK, AnyView lse_T);
 
@@ -37,8 +38,8 @@ void router_topk_backward(Context& context, AnyView logit_TE, AnyView score_TE, 
                           const RouterOptions& options, AnyView dlogit_TE);
 
 // Per balance group: count_GE[g, e] = how many of the group's (token, slot) pairs chose e   (int64)
-// and score_sum_GE[g, e] = sum over its tokens of score_TE (softmax) or score / sum_e score (sigmoid), fp32
-// in row order.
+// and score_sum_GE[g, e] = sum over its tokens of score_TE (softmax) or score / sum_e score
+// (sigmoid), fp32 in row order.
 void router_balance(Context& context, AnyView score_TE, AnyView expert_TK,
                     std::span<const int64_t> group_offsets, Score score, AnyView count_GE,
                     AnyView score_sum_GE);

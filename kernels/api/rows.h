@@ -8,8 +8,8 @@
 
 namespace degu {
 
-// Rows of group g (an expert; one group for a dense layer) are [offsets[g], offsets[g+1]); groups may be
-// empty. offsets[0] is 0.
+// Rows of group g (an expert; one group for a dense layer) are [offsets[g], offsets[g+1]); groups
+// may be empty. offsets[0] is 0.
 struct RowGroups {
   std::span<const int64_t> offsets;
 
@@ -19,13 +19,13 @@ struct RowGroups {
   int64_t end(int64_t g) const { return offsets[static_cast<size_t>(g) + 1]; }
 };
 
-// Where weight gradients take their partial sums. A *unit* is a fixed number of sequences; each gradient
-// is one fp32 partial sum per unit, and partial sums are joined in a fixed binary tree over the unit's
-// index, so that no layout of ranks changes a bit (docs/numerics.md).
+// Where weight gradients take their partial sums. A *unit* is a fixed number of sequences; each
+// gradient is one fp32 partial sum per unit, and partial sums are joined in a fixed binary tree
+// over the unit's index, so that no layout of ranks changes a bit (docs/numerics.md).
 //
 // Rows are ordered by (group, slot, unit); rows of (g, s, u) are
-// [offsets[i], offsets[i + 1]) with i = (g * slots + s) * units + u. A slot is an independent result: the
-// units of one slot are an aligned power-of-two run that is joined in the operator.
+// [offsets[i], offsets[i + 1]) with i = (g * slots + s) * units + u. A slot is an independent
+// result: the units of one slot are an aligned power-of-two run that is joined in the operator.
 struct UnitSegments {
   std::span<const int64_t> offsets;
   int64_t groups = 1;
@@ -44,8 +44,9 @@ struct UnitSegments {
   }
 };
 
-// Sequences of a ragged batch: rows [offsets[s], offsets[s+1]) are consecutive positions of sequence s,
-// starting at first_position[s] (0 in training; the number of cached keys when serving).
+// Sequences of a ragged batch: rows [offsets[s], offsets[s+1]) are consecutive positions of
+// sequence s, starting at first_position[s] (0 in training; the number of cached keys when
+// serving).
 struct Sequences {
   std::span<const int64_t> offsets;
   std::span<const int64_t> first_position;

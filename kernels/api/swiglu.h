@@ -5,7 +5,8 @@
 
 namespace degu {
 
-// gate_RF, up_RF, act_RF: fp32 or bf16, one type; act may be gate or up. Only the first `rows` rows.
+// gate_RF, up_RF, act_RF: fp32 or bf16, one type; act may be gate or up. Only the first `rows`
+// rows.
 void swiglu(Context& context, AnyView gate_RF, AnyView up_RF, AnyView act_RF, int64_t rows);
 
 // dgate = dact * up * silu'(gate);   dup = dact * silu(gate).

@@ -14,8 +14,9 @@ namespace degu {
 //   kBackward  dx_RD = dy_RF · W     (inner dimension F)
 enum class Orientation : uint8_t { kForward, kBackward };
 
-// A weight in one backend's layout. `bytes` points to memory of the caller, packed_bytes() long, 64-byte
-// aligned. Layouts depend on the instruction set: a packing is read by contexts of `isa` only.
+// A weight in one backend's layout. `bytes` points to memory of the caller, packed_bytes() long,
+// 64-byte aligned. Layouts depend on the instruction set: a packing is read by contexts of `isa`
+// only.
 struct PackedWeight {
   Scheme scheme = Scheme::kBf16;
   Orientation orientation = Orientation::kForward;
@@ -30,8 +31,8 @@ struct PackedWeight {
 size_t packed_bytes(const Context& context, Scheme scheme, int64_t experts, int64_t outputs,
                     int64_t inner);
 
-// Packs w_EFD ([E, F, D] or [F, D]; fp32 or bf16, rounded to the scheme) for `orientation` into `memory`.
-// ShapeError when w_EFD is not of rank 2 or 3 or the device differs.
+// Packs w_EFD ([E, F, D] or [F, D]; fp32 or bf16, rounded to the scheme) for `orientation` into
+// `memory`. ShapeError when w_EFD is not of rank 2 or 3 or the device differs.
 PackedWeight pack_weight(Context& context, AnyView w_EFD, Scheme scheme, Orientation orientation,
                          void* memory);
 

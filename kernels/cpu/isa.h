@@ -1,13 +1,14 @@
 // One source, one object per instruction set.
 //
-// Sources listed under degu_isa_sources (kernels/CMakeLists.txt) are compiled once per instruction set,
-// with the flags of that set and DEGU_THIS_ISA naming it. Everything in such a source sits in an unnamed
-// namespace, except its table of entry points:
+// Sources listed under degu_isa_sources (kernels/CMakeLists.txt) are compiled once per instruction
+// set, with the flags of that set and DEGU_THIS_ISA naming it. Everything in such a source sits in
+// an unnamed namespace, except its table of entry points:
 //
 //   // kernels/cpu/rmsnorm.h
 //   struct RmsNormKernels { void (*forward)(Context&, …); void (*backward)(Context&, …); };
 //   // kernels/cpu/rmsnorm.cc, compiled per instruction set
-//   template <> const RmsNormKernels cpu::Table<RmsNormKernels, cpu::kThisIsa>::value = {&forward, &backward};
+//   template <> const RmsNormKernels cpu::Table<RmsNormKernels, cpu::kThisIsa>::value = {&forward,
+//   &backward};
 //   // kernels/api/rmsnorm.cc, after the checks
 //   cpu::kernels_for<RmsNormKernels>(context.isa()).forward(context, …);
 #pragma once

@@ -100,8 +100,8 @@ void forward_typed(Context& context, AnyView gate, AnyView up, AnyView act, int6
   const auto* g = static_cast<const T*>(gate.data);
   const auto* u = static_cast<const T*>(up.data);
   auto* a = static_cast<T*>(act.data);
-  const bool past_caches = a != g && a != u && aligned_line(a) &&
-                           n * static_cast<int64_t>(sizeof(T)) >= kStreamBytes;
+  const bool past_caches =
+      a != g && a != u && aligned_line(a) && n * static_cast<int64_t>(sizeof(T)) >= kStreamBytes;
   past_caches ? forward_pass<true>(context, g, u, a, n) : forward_pass<false>(context, g, u, a, n);
 }
 

@@ -106,11 +106,10 @@ def main() -> None:
     args = parser.parse_args()
 
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core for both
-    fits = [degu_run(args.degu, args.data, args.drop_highest_loss, 0) for _ in range(args.repeat)]
-    boots = [degu_run(args.degu, args.data, args.drop_highest_loss, args.bootstrap)
-             for _ in range(args.repeat)]
-    fit_seconds = float(np.median([f["seconds"] for f in fits]))
-    boot_seconds = float(np.median([b["seconds"] for b in boots])) - fit_seconds
+    fits = [degu_run(args.degu, args.data, args.drop_highest_loss, args.bootstrap)
+            for _ in range(args.repeat)]
+    boot_seconds = float(np.median([f["bootstrap"]["seconds"] for f in fits]))
+    fit_seconds = float(np.median([f["seconds"] - f["bootstrap"]["seconds"] for f in fits]))
     peer = scipy_run(read_runs(args.data, args.drop_highest_loss), args.starts, args.bootstrap)
     print(json.dumps({
         "ratio": peer["seconds"] / fit_seconds,

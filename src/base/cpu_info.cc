@@ -48,7 +48,8 @@ Isa default_isa() {
     for (Isa isa : kAllIsas) {
       if (isa_name(isa) != forced) continue;
       if (!isa_supported(isa)) {
-        throw ConfigError("DEGU_ISA={}: this processor does not support it; unset DEGU_ISA", forced);
+        throw ConfigError("DEGU_ISA={}: this processor does not support it; unset DEGU_ISA",
+                          forced);
       }
       return isa;
     }

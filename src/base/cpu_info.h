@@ -1,5 +1,5 @@
-// Which instruction set the CPU kernels run on. Floating-point results are promised per instruction set,
-// so all ranks of a job agree on one (the least of theirs) before the first kernel runs.
+// Which instruction set the CPU kernels run on. Floating-point results are promised per instruction
+// set, so all ranks of a job agree on one (the least of theirs) before the first kernel runs.
 #pragma once
 
 #include <array>

@@ -36,7 +36,9 @@ spdlog::level::level_enum to_spdlog(LogLevel level) {
 
 }  // namespace
 
-void set_log_level(LogLevel level) { logger().set_level(to_spdlog(level)); }
+void set_log_level(LogLevel level) {
+  logger().set_level(to_spdlog(level));
+}
 
 void set_log_rank(int rank, int world_size) {
   log_rank = rank;
@@ -53,6 +55,8 @@ void log_line(LogLevel level, std::string_view text) {
   }
 }
 
-void log_line_any_rank(std::string_view text) { logger().log(spdlog::level::info, "{}", text); }
+void log_line_any_rank(std::string_view text) {
+  logger().log(spdlog::level::info, "{}", text);
+}
 
 }  // namespace degu

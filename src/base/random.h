@@ -1,6 +1,6 @@
-// Counter-based random numbers: Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as
-// 1, 2, 3"). A number is a pure function of (seed, purpose, step, index), so no result depends on how the
-// work was split over ranks or threads, and nothing has to be saved to resume.
+// Counter-based random numbers: Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as
+// easy as 1, 2, 3"). A number is a pure function of (seed, purpose, step, index), so no result
+// depends on how the work was split over ranks or threads, and nothing has to be saved to resume.
 #pragma once
 
 #include <array>
@@ -63,7 +63,7 @@ class RandomStream {
 
  private:
   __extension__ using Wide = unsigned __int128;  // outside ISO C++, in every compiler we build with
-  static constexpr uint64_t mix(uint64_t z) {  // splitmix64's finaliser
+  static constexpr uint64_t mix(uint64_t z) {    // splitmix64's finaliser
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
     z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
     return z ^ (z >> 31);

@@ -1,8 +1,8 @@
-// What a model is: the sizes and switches from which everything else follows (parameters, FLOPs, bytes:
-// shape/accounting.h). The `model:` part of a run's YAML is read straight into this struct.
+// What a model is: the sizes and switches from which everything else follows (parameters, FLOPs,
+// bytes: shape/accounting.h). The `model:` part of a run's YAML is read straight into this struct.
 //
-// D width · L layers · H heads · G key/value heads · A head width · V vocabulary · F dense feed-forward
-// width · E experts · K experts per token
+// D width · L layers · H heads · G key/value heads · A head width · V vocabulary · F dense
+// feed-forward width · E experts · K experts per token
 #pragma once
 
 #include <array>
@@ -27,9 +27,10 @@ struct MoeShape {
   int shared_experts = 0;      // experts of the same width that every token visits
   int first_dense_layers = 0;  // this many blocks at the bottom stay dense
   RouterKind router = RouterKind::kSoftmax;
-  bool renormalize = true;     // gates of the chosen experts sum to one
-  double gate_scale = 1.0;     // gates are multiplied with it after renormalisation
-  double capacity_factor = 0;  // 0: dropless; else an expert takes ceil(factor * K * tokens / E) rows per capacity group
+  bool renormalize = true;  // gates of the chosen experts sum to one
+  double gate_scale = 1.0;  // gates are multiplied with it after renormalisation
+  double capacity_factor =
+      0;  // 0: dropless; else an expert takes ceil(factor * K * tokens / E) rows per capacity group
 
   void fields(Fields& f) {
     f("experts", experts, "routed experts per MoE block; 0: all blocks are dense");
@@ -46,19 +47,20 @@ struct MoeShape {
 };
 
 struct ModelShape {
-  int vocab = 1024;        // V
-  int width = 64;          // D
-  int layers = 2;          // L
-  int heads = 2;           // H
-  int kv_heads = 0;        // G; 0: as many as heads
-  int head_width = 0;      // A; 0: width / heads
-  int ffn_width = 0;       // F; 0: 8/3 width rounded up to a multiple of 16
-  bool qk_norm = false;    // RMSNorm on each query and key head before rotation
-  bool tied_head = true;   // the output matrix is the embedding
+  int vocab = 1024;       // V
+  int width = 64;         // D
+  int layers = 2;         // L
+  int heads = 2;          // H
+  int kv_heads = 0;       // G; 0: as many as heads
+  int head_width = 0;     // A; 0: width / heads
+  int ffn_width = 0;      // F; 0: 8/3 width rounded up to a multiple of 16
+  bool qk_norm = false;   // RMSNorm on each query and key head before rotation
+  bool tied_head = true;  // the output matrix is the embedding
   double rope_theta = 10000.0;
   double norm_eps = 1e-5;
   int mup_base_width = 0;  // 0: standard parametrisation; else muP relative to this width
-  double init_std = 0.02;  // standard deviation of matrices at the base width (standard: at any width)
+  double init_std =
+      0.02;  // standard deviation of matrices at the base width (standard: at any width)
   MoeShape moe;
 
   void fields(Fields& f) {
@@ -68,13 +70,15 @@ struct ModelShape {
     f("heads", heads, "query heads");
     f("kv_heads", kv_heads, "key/value heads (grouped-query attention); 0: as many as heads");
     f("head_width", head_width, "width of one head, even; 0: width / heads");
-    f("ffn_width", ffn_width, "hidden width of a dense SwiGLU block; 0: 8/3 width, a multiple of 16");
+    f("ffn_width", ffn_width,
+      "hidden width of a dense SwiGLU block; 0: 8/3 width, a multiple of 16");
     f("qk_norm", qk_norm, "RMSNorm on each query and key head before rotation");
     f("tied_head", tied_head, "the output matrix is the embedding");
     f("rope_theta", rope_theta, "base of the rotary frequencies");
     f("norm_eps", norm_eps, "added to the mean square in RMSNorm");
     f("mup_base_width", mup_base_width,
-      "0: standard parametrisation; else muP: learning rates found at this width hold at every width");
+      "0: standard parametrisation; else muP: learning rates found at this width hold at every "
+      "width");
     f("init_std", init_std, "standard deviation of matrix entries at initialisation");
     f("moe", moe, "the feed-forward as routed experts");
   }

@@ -8,14 +8,17 @@
 namespace degu {
 namespace {
 
-constexpr size_t kAlignment = 64;             // one cache line, one AVX-512 register
+constexpr size_t kAlignment = 64;              // one cache line, one AVX-512 register
 constexpr size_t kHugePage = size_t{2} << 20;  // transparent huge pages bring 5-10 % on streams
 
-size_t round_up(size_t value, size_t unit) { return (value + unit - 1) / unit * unit; }
+size_t round_up(size_t value, size_t unit) {
+  return (value + unit - 1) / unit * unit;
+}
 
 }  // namespace
 
-Arena::Arena(size_t reserve_bytes) : capacity_(round_up(std::max<size_t>(reserve_bytes, 1), kHugePage)) {
+Arena::Arena(size_t reserve_bytes)
+    : capacity_(round_up(std::max<size_t>(reserve_bytes, 1), kHugePage)) {
   void* memory = mmap(nullptr, capacity_, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) {
@@ -32,7 +35,9 @@ Arena Arena::measuring() {
   return counter;
 }
 
-Arena::Arena(Arena&& other) noexcept { *this = std::move(other); }
+Arena::Arena(Arena&& other) noexcept {
+  *this = std::move(other);
+}
 
 Arena& Arena::operator=(Arena&& other) noexcept {
   std::swap(base_, other.base_);
@@ -53,7 +58,8 @@ void* Arena::take_bytes(size_t bytes) {
     used_ += size;
     return nullptr;
   }
-  // The request itself, for its rounded size could have wrapped around; capacity and use are whole units.
+  // The request itself, for its rounded size could have wrapped around; capacity and use are whole
+  // units.
   if (bytes > capacity_ - used_) {
     throw ShapeError("arena of {} bytes holds {} and cannot give {} more", capacity_, used_, bytes);
   }

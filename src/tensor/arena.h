@@ -1,8 +1,8 @@
 // Memory for activations and scratch, laid out before the loop and never grown in it.
 //
-// An arena reserves address space for its worst case at once and hands out 64-byte aligned pieces from a
-// bump pointer; pages that no step touches are never backed by memory. `mark`/`release` give stack
-// discipline to scratch.
+// An arena reserves address space for its worst case at once and hands out 64-byte aligned pieces
+// from a bump pointer; pages that no step touches are never backed by memory. `mark`/`release` give
+// stack discipline to scratch.
 #pragma once
 
 #include <cstddef>

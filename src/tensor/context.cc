@@ -10,8 +10,8 @@
 namespace degu {
 namespace {
 
-// How long an idle worker spins before it parks: longer than the gap between two operators of a step
-// (a few microseconds), far shorter than anything a person or another process would notice.
+// How long an idle worker spins before it parks: longer than the gap between two operators of a
+// step (a few microseconds), far shorter than anything a person or another process would notice.
 constexpr int kSpins = 20'000;
 
 void pause_cpu() {
@@ -22,8 +22,8 @@ void pause_cpu() {
 
 }  // namespace
 
-// One job at a time: the caller publishes it by raising `generation`, works as thread 0, and waits until
-// every worker has counted itself done.
+// One job at a time: the caller publishes it by raising `generation`, works as thread 0, and waits
+// until every worker has counted itself done.
 struct Context::Pool {
   explicit Pool(int threads) {
     for (int t = 1; t < threads; ++t) workers.emplace_back([this, t] { work(t); });

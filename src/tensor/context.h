@@ -1,8 +1,8 @@
 // What an operator runs on: a device, an instruction set, threads, scratch memory, and a trace.
 //
-// A Context belongs to one caller at a time. `parallel_for` hands tasks to a pool that spins for a short
-// while and then parks; every operator fixes its order of summation by its own dimensions, so results do
-// not depend on the number of threads or on which of them ran a task.
+// A Context belongs to one caller at a time. `parallel_for` hands tasks to a pool that spins for a
+// short while and then parks; every operator fixes its order of summation by its own dimensions, so
+// results do not depend on the number of threads or on which of them ran a task.
 #pragma once
 
 #include <cstdint>
@@ -22,8 +22,8 @@ class Trace;  // tensor/trace.h
 class TaskRef {
  public:
   template <class F>
-    requires(!std::is_same_v<std::remove_cvref_t<F>, TaskRef>)
-  TaskRef(F&& f)  // NOLINT: implicit by design
+  requires(!std::is_same_v<std::remove_cvref_t<F>, TaskRef>)
+      TaskRef(F&& f)  // NOLINT: implicit by design
       : object_(const_cast<void*>(static_cast<const void*>(&f))),
         call_([](void* object, int64_t task, int thread) {
           (*static_cast<std::remove_reference_t<F>*>(object))(task, thread);
@@ -36,7 +36,7 @@ class TaskRef {
 };
 
 struct ContextOptions {
-  int threads = 0;                      // 0: the cores this process may run on
+  int threads = 0;                         // 0: the cores this process may run on
   size_t scratch_bytes = size_t{8} << 30;  // reserved address space, backed when touched
   Isa isa = default_isa();
 };
@@ -52,9 +52,9 @@ class Context {
   Isa isa() const { return isa_; }
   int threads() const { return threads_; }
 
-  // Calls task(i, thread) for i in [0, tasks), each once, on threads [0, threads()); returns when all are
-  // done. Thread t takes the contiguous run of tasks t, so neighbours share caches and streams stay
-  // contiguous. An exception thrown by a task is rethrown here.
+  // Calls task(i, thread) for i in [0, tasks), each once, on threads [0, threads()); returns when
+  // all are done. Thread t takes the contiguous run of tasks t, so neighbours share caches and
+  // streams stay contiguous. An exception thrown by a task is rethrown here.
   void parallel_for(int64_t tasks, TaskRef task);
   // The same with tasks taken one at a time from a shared counter: for tasks of unequal cost.
   void parallel_dynamic(int64_t tasks, TaskRef task);

@@ -1,4 +1,5 @@
-// Where the time of a step goes: one span per operator call, as a Chrome trace (chrome://tracing, Perfetto).
+// Where the time of a step goes: one span per operator call, as a Chrome trace (chrome://tracing,
+// Perfetto).
 #pragma once
 
 #include <chrono>

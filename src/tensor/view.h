@@ -1,5 +1,5 @@
-// Views: a pointer, a shape and a type; no ownership. Functions take views by value. Memory is dense and
-// row-major: the last dimension is contiguous.
+// Views: a pointer, a shape and a type; no ownership. Functions take views by value. Memory is
+// dense and row-major: the last dimension is contiguous.
 #pragma once
 
 #include <array>
@@ -46,8 +46,8 @@ class View {
   View(T* data, Shape shape) : data_(data), shape_(shape) {}
   // A view of non-const elements converts to one of const elements.
   template <class U>
-    requires std::is_same_v<const U, T>
-  View(View<U> other) : data_(other.data()), shape_(other.shape()) {}  // NOLINT: implicit by design
+  requires std::is_same_v<const U, T> View(View<U> other)
+      : data_(other.data()), shape_(other.shape()) {}  // NOLINT: implicit by design
 
   T* data() const { return data_; }
   const Shape& shape() const { return shape_; }

@@ -166,8 +166,8 @@ struct ExpectedTensor {
   }
   void add_rounding(DType type) {
     for (size_t i = 0; i < expected.value.size(); ++i) {
-      expected.tolerance[i] += unit_roundoff(type) *
-                               (std::fabs(expected.value[i]) + expected.tolerance[i]);
+      expected.tolerance[i] +=
+          unit_roundoff(type) * (std::fabs(expected.value[i]) + expected.tolerance[i]);
     }
   }
 };
@@ -209,9 +209,9 @@ void expect_head(const Shapes& shapes, const Inputs& in, int64_t first, int64_t 
       }
       const double error = magnitude * (u + 2 * e);
       all.out.add(first + i, head, d, ref.out[ref.at(i, d)], error);
-      out_error += std::fabs(dout[ref.at(i, d)]) *
-                   (error +
-                    (unit_roundoff(type) + sums) * (std::fabs(ref.out[ref.at(i, d)]) + error));
+      out_error +=
+          std::fabs(dout[ref.at(i, d)]) *
+          (error + (unit_roundoff(type) + sums) * (std::fabs(ref.out[ref.at(i, d)]) + error));
     }
     for (int64_t j = 0; j <= i; ++j) {
       const double p = ref.p[static_cast<size_t>(i * n + j)];

@@ -23,8 +23,8 @@ Reference row_reference(const std::vector<double>& x, int32_t target, double sca
   ref.loss = ref.lse - x[static_cast<size_t>(target)] + z_loss * ref.lse * ref.lse;
   for (size_t v = 0; v < x.size(); ++v) {
     const double p = std::exp(x[v] - ref.lse);
-    ref.gradient[v] = scale * ((1 + 2 * z_loss * ref.lse) * p -
-                               (static_cast<int32_t>(v) == target ? 1 : 0));
+    ref.gradient[v] =
+        scale * ((1 + 2 * z_loss * ref.lse) * p - (static_cast<int32_t>(v) == target ? 1 : 0));
   }
   return ref;
 }
@@ -69,8 +69,8 @@ void check_case(Context& context, int64_t rows, int64_t vocabulary, DType gradie
     const auto x = row_of(logits, t);
     const int32_t target = targets[static_cast<size_t>(t)];
     const Reference ref = row_reference(x, target, scale, z_loss);
-    const double size = target < 0 ? 0
-                                   : std::fabs(x[static_cast<size_t>(target)]) + std::fabs(ref.lse);
+    const double size =
+        target < 0 ? 0 : std::fabs(x[static_cast<size_t>(target)]) + std::fabs(ref.lse);
     const double e = weight_error(ref.lse, spread * 6, vocabulary);
     losses.push(ref.loss,
                 (e + 4 * size * 0x1p-24) * (1 + 2 * z_loss * std::fabs(ref.lse)) + 0x1p-126);

@@ -26,8 +26,8 @@ Expected expect(const Tensor& x_THA, const std::vector<int32_t>& positions, doub
         const double low = element(x_THA, row + i);
         const double high = element(x_THA, row + i + width / 2);
         const double s = inverse ? -std::sin(angle) : std::sin(angle);
-        const double value = d < width / 2 ? low * std::cos(angle) - high * s
-                                           : high * std::cos(angle) + low * s;
+        const double value =
+            d < width / 2 ? low * std::cos(angle) - high * s : high * std::cos(angle) + low * s;
         const double error = 4 * 0x1p-24 * (std::fabs(low) + std::fabs(high));
         expected.push(value, error + unit_roundoff(x_THA.dtype()) * (std::fabs(value) + error));
       }

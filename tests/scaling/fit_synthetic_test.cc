@@ -68,6 +68,15 @@ TEST_CASE(
   CHECK(again.r2 > .99);
 }
 
+TEST_CASE("a hold-out that leaves too little is a warning, not the end of the fit") {
+  const auto law = make_chinchilla();
+  const Selection runs = isoflop_runs(*law, kTruth, 2, 6, 1.6, .001);
+  const FitResult fit = fit_law(*law, runs, {.threads = 2, .delta = .01, .holdout = true});
+  CHECK_FALSE(fit.held_out);
+  REQUIRE(!fit.warnings.empty());
+  CHECK_THAT(fit.warnings[0], Catch::Contains("nothing held out"));
+}
+
 TEST_CASE("approaches 1 and 2 find the exponents of the optimum") {
   const auto law = make_chinchilla();
   const double a = kTruth[4] / (kTruth[3] + kTruth[4]);

@@ -101,6 +101,7 @@ struct FitResult {
   // Ranges of the data.
   Interval n, d, c;
   int bootstrap = 0, bootstrap_failed = 0;
+  double bootstrap_seconds = 0;  // approach 3
   uint64_t seed = 0;
   std::vector<ParamSummary> bootstrap_params;  // in the order of params
   std::vector<std::vector<double>> draws;      // published values, one row per resample

@@ -114,6 +114,7 @@ Json fit_to_json(const FitResult& fit, bool with_draws) {
   out["bootstrap"] = {{"count", fit.bootstrap},
                       {"failed", fit.bootstrap_failed},
                       {"seed", fit.seed},
+                      {"seconds", fit.bootstrap_seconds},
                       {"params", std::move(params)}};
   if (fit.optimum) out["optimum"] = optimum_json(*fit.optimum);
   if (fit.held_out)

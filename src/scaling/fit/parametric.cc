@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/random.h"
+#include "base/timer.h"
 #include "scaling/fit/fit.h"
 #include "scaling/fit/solver.h"
 
@@ -358,9 +359,18 @@ FitResult fit_parametric(const Law& law, const Selection& selection, const FitOp
   }
   result.r2 = 1 - rest / total;
   result.rmse_log = std::sqrt(rest / static_cast<double>(selection.size()));
-  if (options.bootstrap > 0)
+  if (options.bootstrap > 0) {
+    const Timer timer;
     bootstrap(law, selection, shared, options, result.delta, found.best, result);
-  if (options.holdout) result.held_out = hold_out(law, selection, options, result, found.best);
+    result.bootstrap_seconds = timer.seconds();
+  }
+  if (options.holdout) {
+    try {
+      result.held_out = hold_out(law, selection, options, result, found.best);
+    } catch (const NumericError& error) {  // says nothing about the fit to all runs
+      result.warnings.push_back(fmt::format("nothing held out: {}", error.what()));
+    }
+  }
   if (is_closed_form(law)) result.optimum = optimum_of(result);
   say_doubts(law, result);
   return result;
