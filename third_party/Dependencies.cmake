@@ -14,4 +14,4 @@ find_package(PkgConfig REQUIRED)
 pkg_check_modules(SENTENCEPIECE REQUIRED IMPORTED_TARGET sentencepiece)
 
 # Root and containers are usual on the machines this runs on; two ranks may share one core in tests.
-set(DEGU_MPI_FLAGS --allow-run-as-root --oversubscribe --bind-to none CACHE STRING "mpirun flags of the tests")
+set(DEGU_MPI_FLAGS --allow-run-as-root --oversubscribe --bind-to none --mca mpi_yield_when_idle 1 CACHE STRING "mpirun flags of the tests")

@@ -100,7 +100,8 @@ class Workspace {
  private:
   template <class U>
   U* take(int64_t elements) {
-    auto* piece = reinterpret_cast<U*>(next_);
+    auto* piece =
+        reinterpret_cast<U*>(next_);  // NOLINT(performance-no-int-to-ptr): from null when measuring
     next_ += (static_cast<uintptr_t>(elements) * sizeof(U) + 63) / 64 * 64;
     return piece;
   }

@@ -51,7 +51,8 @@ class Work {
   Work() = default;  // complete
   explicit Work(std::function<void()> finish) : finish_(std::move(finish)) {}
   Work(Work&& other) noexcept : finish_(std::exchange(other.finish_, nullptr)) {}
-  Work& operator=(Work&& other) {
+  // Waiting for the old work may fail.
+  Work& operator=(Work&& other) {  // NOLINT(performance-noexcept-move-constructor)
     wait();
     finish_ = std::exchange(other.finish_, nullptr);
     return *this;
