@@ -27,7 +27,7 @@ def mpi_environment() -> dict[str, str]:
     """What scripts/env.sh sets, for a child that may start MPI in a container."""
     defaults = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
                 "OMPI_MCA_rmaps_base_oversubscribe": "1", "OMPI_MCA_hwloc_base_binding_policy": "none",
-                "OMPI_MCA_odls_base_sigkill_timeout": "60"}
+                "OMPI_MCA_odls_base_sigkill_timeout": "2"}
     return defaults | os.environ
 
 

@@ -9,5 +9,7 @@ export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="${OMPI_ALLOW_RUN_AS_ROOT_CONFIRM:-1}"
 # `-n 1` to a single core.
 export OMPI_MCA_rmaps_base_oversubscribe="${OMPI_MCA_rmaps_base_oversubscribe:-1}"
 export OMPI_MCA_hwloc_base_binding_policy="${OMPI_MCA_hwloc_base_binding_policy:-none}"
-# Seconds between SIGTERM and SIGKILL: time to write a checkpoint. Open MPI's default is 1.
-export OMPI_MCA_odls_base_sigkill_timeout="${OMPI_MCA_odls_base_sigkill_timeout:-60}"
+# Open MPI ends a job by SIGCONT, this many seconds, SIGTERM, this many seconds, SIGKILL. Long enough to write a
+# small checkpoint on SIGTERM (Open MPI's default of 1 is not), short enough that a job whose rank failed ends
+# within seconds. A large model is stopped with SIGUSR1, which has no such limit.
+export OMPI_MCA_odls_base_sigkill_timeout="${OMPI_MCA_odls_base_sigkill_timeout:-2}"
