@@ -32,9 +32,12 @@ Result shell(const std::string& command) {
   return result;
 }
 
-// `timeout` turns a hang into a failure (124).
+// `timeout` turns a hang into a failure (124). Open MPI's own binding is what is tested, so a
+// policy that the caller's environment sets (scripts/env.sh does) is taken away.
 Result job(const std::string& flags, const std::string& mode, const std::string& environment = "") {
-  return shell(environment + " timeout 60 " DEGU_MPIEXEC " --allow-run-as-root --oversubscribe " +
+  return shell(environment +
+               " env -u OMPI_MCA_hwloc_base_binding_policy timeout 60 " DEGU_MPIEXEC
+               " --allow-run-as-root --oversubscribe " +
                flags + " " DEGU_PROBE " " + mode);
 }
 
