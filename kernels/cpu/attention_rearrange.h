@@ -12,11 +12,11 @@ namespace degu {
 namespace {
 
 // Columns that one step of join_rows and split_rows handles.
-constexpr int64_t kJoin = 16;
+inline constexpr int64_t kJoin = 16;
 
 #if defined(__AVX512F__)
 
-constexpr int64_t kSquare = 16;
+inline constexpr int64_t kSquare = 16;
 
 // Four stages: neighbours in pairs, pairs in quads, then quads of 4 words across the register
 // twice.
@@ -71,7 +71,7 @@ inline void split_rows(const bf16* words, bf16* even, bf16* odd) {
 
 #elif defined(__AVX2__)
 
-constexpr int64_t kSquare = 8;
+inline constexpr int64_t kSquare = 8;
 
 inline void transpose_square(const std::byte* from, int64_t from_bytes, std::byte* to,
                              int64_t to_bytes) {
@@ -124,7 +124,7 @@ inline void split_rows(const bf16* words, bf16* even, bf16* odd) {
 
 #else
 
-constexpr int64_t kSquare = 4;
+inline constexpr int64_t kSquare = 4;
 
 inline void transpose_square(const std::byte* from, int64_t from_bytes, std::byte* to,
                              int64_t to_bytes) {

@@ -18,20 +18,21 @@
 namespace degu {
 namespace {
 
-constexpr int64_t kLanes = VecF::kLanes;
-constexpr int64_t kBlock = kKvPageKeys;
+inline constexpr int64_t kLanes = VecF::kLanes;
+inline constexpr int64_t kBlock = kKvPageKeys;
 // Queries and keys are handled in runs of 16 within a block: on the diagonal, runs above it are
 // skipped.
-constexpr int64_t kRun = 16;
-constexpr int64_t kRunVectors = kRun / kLanes;
+inline constexpr int64_t kRun = 16;
+inline constexpr int64_t kRunVectors = kRun / kLanes;
 // A tile of 4 x 4 vectors keeps 16 accumulators busy: more than the 4 to 6 cycles that one
 // accumulation takes, with 8 loads for 16 products. Sets with 16 registers hold 4 x 2.
-constexpr int kTileRows = 4;
-constexpr int kTileVectors = kLanes == 16 ? 4 : 2;
-constexpr float kLowest = -1e30f;  // a masked score: finite, so that no infinity meets another
+inline constexpr int kTileRows = 4;
+inline constexpr int kTileVectors = kLanes == 16 ? 4 : 2;
+inline constexpr float kLowest =
+    -1e30f;  // a masked score: finite, so that no infinity meets another
 
 template <class T>
-constexpr int64_t kPack = static_cast<int64_t>(sizeof(float) / sizeof(T));
+inline constexpr int64_t kPack = static_cast<int64_t>(sizeof(float) / sizeof(T));
 
 inline VecF load_words(const float* p) {
   return load(p);

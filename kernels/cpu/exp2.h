@@ -8,7 +8,7 @@
 namespace degu {
 namespace {
 
-constexpr float kLog2E = 1.4426950408889634f;
+inline constexpr float kLog2E = 1.4426950408889634f;
 
 // For -1e30 <= x <= 100: x = n + r with |r| <= 1/2, and a polynomial for 2^r that is 1 at 0 with
 // relative error below 3e-9 (minimax, degree 6) before rounding. 2^0 is exactly 1, below 2^-150 it
