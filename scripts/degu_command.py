@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import random
 import shutil
+import statistics
 import subprocess
+from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -58,3 +61,21 @@ def prepare_random_text(folder: pathlib.Path, degu: str, vocab: int, megabytes: 
     text.write_text("".join(lines))
     run_degu(degu, "data", "prepare", text, "--out", prepared, "--vocab", vocab)
     return prepared
+
+
+class TrainingSpeed(NamedTuple):
+    tokens_per_second: float
+    utilisation: float  # of the peak that the run measured at its start
+
+
+def training_speed(degu: str, config: pathlib.Path, folder: pathlib.Path, ranks: int = 1) -> TrainingSpeed:
+    """`degu train` of a config with train.log_every 1: its median step, the first one left out."""
+    command = ["mpirun", "-n", str(ranks), degu] if ranks > 1 else [degu]
+    run_degu(*command, "train", config, "--out", folder)
+    environment = json.loads((folder / "environment.json").read_text())
+    lines = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "seconds" in line]
+    seconds = statistics.median(after["seconds"] - before["seconds"] for before, after in zip(steps, steps[1:]))
+    tokens = steps[1]["tokens"] - steps[0]["tokens"]
+    return TrainingSpeed(tokens / seconds,
+                         tokens / seconds * environment["flops_per_token"] / environment["peak_flops"])

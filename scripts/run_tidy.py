@@ -40,7 +40,8 @@ def ninja_deps(build: pathlib.Path) -> dict[str, list[str]]:
 
 def cache_key(version: str, entry: dict[str, str], headers: list[str]) -> str:
     digest = hashlib.sha256(version.encode())
-    digest.update((ROOT / ".clang-tidy").read_bytes())
+    for config in sorted(ROOT.glob(".clang-tidy")) + sorted(ROOT.glob("tests/.clang-tidy")):
+        digest.update(config.read_bytes())
     digest.update(entry["command"].replace(str(ROOT), ".").encode())
     for path in [entry["file"], *sorted(headers)]:
         digest.update(os.path.relpath(path, ROOT).encode())

@@ -53,8 +53,8 @@ double probe_peak_flops(Context& context, DType type) {
     rounds = std::max<int64_t>(1000, static_cast<int64_t>(static_cast<double>(rounds) * kSeconds /
                                                           std::max(timer.seconds(), 1e-6)));
   }
-  std::vector<double> rates;
-  for (int i = 0; i < 7; ++i) rates.push_back(round(rounds));
+  std::vector<double> rates(7);
+  for (double& rate : rates) rate = round(rounds);
   return median(rates);
 }
 

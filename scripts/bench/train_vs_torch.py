@@ -37,7 +37,7 @@ import yaml
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "scripts" / "bench")]
 
-from degu_command import find_degu, prepare_random_text, run_degu  # noqa: E402  (after the path is set)
+from degu_command import find_degu, prepare_random_text, training_speed  # noqa: E402  (after the path is set)
 from torch_models import Balance, MoeShape, Shape, Transformer, mixtral  # noqa: E402
 
 MOE = Shape(vocab=8192, width=256, layers=4, heads=4, ffn_width=1024, tied_head=False,
@@ -148,10 +148,7 @@ class DeguSide:
     def tokens_per_second(self, _: list[torch.Tensor]) -> float:
         self.runs += 1
         folder = self.scratch / f"{self.config.stem}-{self.runs}"
-        run_degu(self.degu, "train", self.config, "--out", folder)
-        lines = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
-        seconds = [line["seconds"] for line in lines if "seconds" in line]
-        return BATCH * SEQUENCE / statistics.median(np.diff(seconds))
+        return training_speed(self.degu, self.config, folder).tokens_per_second
 
 
 def main() -> None:

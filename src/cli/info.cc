@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include <array>
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -41,7 +42,7 @@ std::string grouped(int64_t value) {
 }
 
 std::string grouped_bytes(double bytes) {
-  return grouped(static_cast<int64_t>(bytes + 0.5));
+  return grouped(std::llround(bytes));
 }
 
 std::string processor_name() {

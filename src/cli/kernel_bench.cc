@@ -40,8 +40,8 @@ std::string today() {
 double read_bandwidth(Context& context) {
   const ProbeStream stream{StreamKind::kRead, kReadBytes};
   BandwidthProbe probe(context, {&stream, 1});
-  std::vector<double> rates;
-  for (int i = 0; i < 7; ++i) rates.push_back(probe.run());
+  std::vector<double> rates(7);
+  for (double& rate : rates) rate = probe.run();
   return median(rates);
 }
 

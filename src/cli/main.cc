@@ -75,8 +75,9 @@ int run(int argc, char** argv) {
     return usage_error(app, error);
   }
   set_log_level(level);
-  for (const auto& [sub, action] : attached) {
-    if (sub->parsed()) return run_as_job([&] { return run_and_flush(action); });
+  for (const auto& attachment : attached) {
+    if (attachment.first->parsed())
+      return run_as_job([&] { return run_and_flush(attachment.second); });
   }
   return static_cast<int>(ExitCode::kUsage);
 }

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <exception>
 #include <mutex>
+#include <numeric>
 #include <thread>
 
 #include "comm/host_communicator.h"
@@ -178,6 +179,7 @@ std::unique_ptr<Communicator> ThreadCommunicator::split(int color, int key) {
   leave("split");
   if (color >= 0 && members.front() == rank()) {
     std::vector<int> job_ranks;
+    job_ranks.reserve(members.size());
     for (int r : members) job_ranks.push_back(group_->members[static_cast<size_t>(r)]);
     slot(rank()).object = std::make_shared<Group>(group_->job, std::move(job_ranks));
   }
@@ -208,10 +210,11 @@ void run_as_threads(int ranks, const std::function<void(Communicator&)>& body,
                     const CommOptions& options) {
   if (ranks < 1) throw ConfigError("run_as_threads: {} ranks", ranks);
   auto job = std::make_shared<Job>(ranks);
-  std::vector<int> members;
-  for (int r = 0; r < ranks; ++r) members.push_back(r);
+  std::vector<int> members(static_cast<size_t>(ranks));
+  std::iota(members.begin(), members.end(), 0);
   auto group = std::make_shared<Group>(job, members);
   std::vector<std::thread> threads;
+  threads.reserve(static_cast<size_t>(ranks));
   for (int r = 0; r < ranks; ++r) {
     threads.emplace_back([&, r] {
       try {

@@ -44,19 +44,18 @@ void reduce_blocks(std::span<const void* const> sources, void* dst, int64_t elem
   for (int64_t begin = 0; begin < elements; begin += kBlock) {
     const int64_t count = std::min(kBlock, elements - begin);
     size_t depth = 0;
-    auto merge = [&] {
-      --depth;
-      T* left = stack[depth - 1].data();
-      const T* right = stack[depth].data();
+    const auto join_top = [&stack, count](size_t filled) {
+      T* left = stack[filled - 2].data();
+      const T* right = stack[filled - 1].data();
       for (int64_t i = 0; i < count; ++i) left[i] = combine<T, kReduce>(left[i], right[i]);
     };
     for (int64_t s = 0; s < n; ++s) {
       const S* leaf = static_cast<const S*>(sources[static_cast<size_t>(s)]) + begin;
       T* top = stack[depth++].data();
       for (int64_t i = 0; i < count; ++i) top[i] = static_cast<T>(leaf[i]);
-      for (int merges = tree_merges(s); merges > 0; --merges) merge();
+      for (int merges = tree_merges(s); merges > 0; --merges) join_top(depth--);
     }
-    while (depth > 1) merge();
+    while (depth > 1) join_top(depth--);
     for (int64_t i = 0; i < count; ++i)
       out[begin + i] = static_cast<S>(stack[0][static_cast<size_t>(i)]);
   }

@@ -47,8 +47,12 @@ class RecordHandler : public nlohmann::json_sax<nlohmann::json> {
   bool number_float(number_float_t, const string_t&) override { return other(); }
   bool binary(binary_t&) override { return other(); }
   bool string(string_t& value) override {
-    if (depth_ == 1 && key_ == Key::kText) text = std::move(value);
-    if (depth_ == 1 && key_ == Key::kDomain) domain = std::move(value);
+    if (depth_ != 1) return true;
+    if (key_ == Key::kText) {
+      text = std::move(value);
+    } else if (key_ == Key::kDomain) {
+      domain = std::move(value);
+    }
     return true;
   }
   bool start_object(std::size_t) override {

@@ -181,6 +181,7 @@ class Selector {
         at->second = row;
     }
     std::vector<size_t> kept;
+    kept.reserve(last.size());
     for (const auto& [key, row] : last) kept.push_back(row);
     std::sort(kept.begin(), kept.end());
     out_.notes.push_back(fmt::format("{} rows left out: not the last {} of their {}",

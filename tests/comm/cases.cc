@@ -211,7 +211,9 @@ void all_to_all_rows(Communicator& comm) {
   for (uint64_t round = 0; round < 20; ++round) {
     const RandomStream stream(11, "rows", round);
     auto rows = [&](int from, int to) {
-      const auto draw = stream.below(static_cast<uint64_t>(from * n + to), round < 18 ? 40 : 4000);
+      const auto draw = stream.below(
+          static_cast<uint64_t>(from) * static_cast<uint64_t>(n) + static_cast<uint64_t>(to),
+          round < 18 ? 40 : 4000);
       return static_cast<int64_t>(draw < 8 ? 0 : draw);
     };
     std::vector<int64_t> send_rows, recv_rows;

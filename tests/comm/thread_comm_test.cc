@@ -32,7 +32,7 @@ TEST_CASE("threads as ranks: properties of every communicator") {
       for (size_t scratch : {size_t{1} << 14, CommOptions{}.scratch_bytes}) {
         INFO(check.name << " on " << ranks << " ranks, scratch " << scratch);
         const CommOptions options{.verify = ranks % 2 == 0, .scratch_bytes = scratch};
-        REQUIRE(failure(ranks, check.run, options) == "");
+        REQUIRE(failure(ranks, check.run, options).empty());
       }
     }
   }

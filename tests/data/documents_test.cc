@@ -240,7 +240,7 @@ TEST_CASE("mutated input never breaks the reader", "[documents][fuzz]") {
                    test::gzip("plain\n\ntext\n"), test::gzip("{\"text\": \"a\"}\n"),
                    test::english_like(3, 0, 2000)};
   const char* names[] = {"f.txt", "f.jsonl", "f.txt.gz", "f.jsonl.gz"};
-  const Strings tokens = {"\0",
+  const Strings tokens = {std::string(1, '\0'),
                           "\n",
                           "\r\n",
                           "\xff",

@@ -3,7 +3,6 @@
 #include <catch2/catch.hpp>
 
 #include <fcntl.h>
-#include <signal.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
@@ -11,6 +10,7 @@
 
 #include <algorithm>
 #include <array>
+#include <csignal>
 #include <cstdlib>
 #include <filesystem>
 #include <functional>
@@ -128,7 +128,7 @@ TEST_CASE("a full disk does not stop the next checkpoint of the same process") {
     if (failures < 10) throw DataError("only {} failed", failures);
     std::exit(0);  // the library must be able to end as well
   });
-  CHECK(result == "");
+  CHECK(result.empty());
   CHECK(list_checkpoints(temporary.path()).size() == 2);
   for (const CheckpointPlace& place : list_checkpoints(temporary.path())) check_step(place.folder);
 }

@@ -127,6 +127,7 @@ FitResult fit_envelope(const Selection& selection, const FitOptions& options) {
                                .loss = selection.data[i].loss});
 
   std::vector<const std::vector<size_t>*> members;
+  members.reserve(runs.size());
   for (const auto& [name, rows] : runs) members.push_back(&rows);
   for (int draw = 0; draw < options.bootstrap; ++draw) {
     const RandomStream stream(options.seed, "fit.envelope", static_cast<uint64_t>(draw));

@@ -25,7 +25,7 @@ struct ExpertGroup {
   double granularity = 1;
   double shared = 0;  // experts that every token visits
   bool operator==(const ExpertGroup&) const = default;
-  auto operator<=>(const ExpertGroup&) const = default;
+  auto operator<=>(const ExpertGroup&) const = default;  // NOLINT(modernize-use-nullptr): not ours
   bool dense() const { return experts <= 1; }
   std::string label() const;  // "dense", "E8 K2 G2", "E8 K2 G2 S1"
 };

@@ -33,7 +33,7 @@ class Planner {
         const bool fits = (p_.train_memory <= 0 || option.train_bytes <= p_.train_memory) &&
                           (p_.serve_memory <= 0 || option.serve_bytes <= p_.serve_memory);
         if (fits) {
-          options_.push_back(std::move(option));
+          options_.push_back(option);
         } else {
           ++plan_.too_large;
         }

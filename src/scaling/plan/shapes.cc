@@ -112,7 +112,7 @@ std::vector<ShapeOption> enumerate_shapes(const ShapeSpace& space, const ExpertG
           memory.serving() + memory.kv_cache_per_token * static_cast<double>(space.sequence);
       option.aspect =
           std::abs(std::log(static_cast<double>(width) / layers / usual_ratio(seen, width)));
-      out.push_back(std::move(option));
+      out.push_back(option);
     }
   }
   return out;
