@@ -5,10 +5,9 @@
 
 #include "base/log.h"
 #include "cli/command.h"
-#include "cli/job.h"
+#include "cli/loaded_model.h"
 #include "io/safetensors.h"
 #include "train/gradient_probe.h"
-#include "train/run.h"
 
 namespace degu {
 namespace {
@@ -24,14 +23,6 @@ struct EvalArguments {
   std::string gradients;
   bool json = false;
 };
-
-std::string checkpoint_folder(const std::string& path) {
-  for (const std::string& candidate : {path, path + "/checkpoints"}) {
-    if (std::string found = find_latest(candidate); !found.empty()) return found;
-  }
-  throw IoError("{}: there is no whole checkpoint here; give a checkpoint or the folder of a run",
-                path);
-}
 
 ExitCode dump_gradients(const EvalArguments& arguments, const RunConfig& config,
                         CheckpointReader& checkpoint, Context& context) {
@@ -79,14 +70,14 @@ ExitCode report(const EvalArguments& arguments, const std::string& folder,
 
 ExitCode eval(const EvalArguments& arguments) {
   Job job(arguments.threads);
-  const std::string folder = checkpoint_folder(arguments.checkpoint);
-  CheckpointReader checkpoint(folder);
-  RunConfig config = checkpoint_config(checkpoint);
+  LoadedModel loaded(arguments.checkpoint);
+  const std::string& folder = loaded.folder;
+  RunConfig& config = loaded.config;
   if (!arguments.gradients.empty() || !arguments.tokens.empty()) {
     if (arguments.gradients.empty() || arguments.tokens.empty() || job.world().size() > 1) {
       throw ConfigError("--tokens and --gradients go together, on one rank");
     }
-    return dump_gradients(arguments, config, checkpoint, job.context());
+    return dump_gradients(arguments, config, loaded.reader, job.context());
   }
   if (!arguments.data.empty()) {
     config.data.paths = arguments.data;
@@ -94,22 +85,11 @@ ExitCode eval(const EvalArguments& arguments) {
   }
   if (arguments.validation_tokens >= 0) config.data.validation_tokens = arguments.validation_tokens;
   const TokenDataset dataset(config.data.paths);
-  if (dataset.tokenizer().sha256() !=
-      Tokenizer::from_bytes(checkpoint.attachment("tokenizer.model"), folder).sha256()) {
+  if (dataset.tokenizer().sha256() != loaded.tokenizer.sha256()) {
     throw DataError(
         "{}: the shards of data.paths were made with another tokenizer than the model's", folder);
   }
-  const Mesh mesh(job.world(), arguments.expert_parallel);
-  ExpertRange experts;
-  if (config.model.moe.experts > 0) {
-    const Range range = mesh.layout().experts(config.model.moe.experts);
-    experts = {range.begin, range.size()};
-  }
-  ParameterSet parameters(job.context(), config.model, activation_type(config.train.precision),
-                          experts, /*training=*/false);
-  load_values(checkpoint, parameters);
-  parameters.pack(job.context());
-  const Transformer model(parameters, arguments.expert_parallel > 1 ? &mesh.ep() : nullptr, false);
+  loaded.load(job, arguments.expert_parallel);
   const ValidationSet data(dataset, config.data);
   const StepPlan plan{
       .sequence_length = config.data.sequence_length,
@@ -118,7 +98,7 @@ ExitCode eval(const EvalArguments& arguments) {
       .balance_sequences = 1,
       .capacity_sequences = std::max(1, config.train.balance.capacity_group_sequences)};
   const ValidationResult result =
-      Evaluator(job.context(), parameters, model, plan, data, job.world()).run();
+      Evaluator(job.context(), *loaded.parameters, *loaded.model, plan, data, job.world()).run();
   return job.world().rank() == 0 ? report(arguments, folder, result) : ExitCode::kDone;
 }
 

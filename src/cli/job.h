@@ -13,7 +13,7 @@ class Job {
   // `threads` 0: the node's cores over its ranks. Collective.
   explicit Job(int threads);
   Communicator& world() { return world_; }
-  Context& context() { return *context_; }
+  Context& context() const { return *context_; }
 
  private:
   Communicator& world_;

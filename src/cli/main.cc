@@ -18,6 +18,7 @@ constexpr Command kCommands[] = {
     {"data", "text to tokenizer and token shards", attach_data},
     {"train", "train one model", attach_train},
     {"eval", "validation loss of a checkpoint", attach_eval},
+    {"parity", "whether training, prefill and decode compute the same bits", attach_parity},
     {"sweep", "train a grid of models for a scaling law", attach_sweep},
     {"fit", "fit a scaling law to a table of runs", attach_fit},
     {"plan", "the best model for a budget, from a fitted law", attach_plan},

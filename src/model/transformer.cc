@@ -73,11 +73,19 @@ Activations Transformer::take(Arena& arena, int64_t tokens, int64_t balance_grou
   };
   Activations saved;
   saved.x_LTD.push_back(arena.take(type, stream));
+  std::vector<AnyView> routes;  // read after the pass, so not in the memory that blocks share
+  for (size_t l = 0; l < blocks_.size() && !keep_for_backward; ++l) {
+    routes.push_back(blocks_[l].moe ? arena.take(DType::kI32, {tokens, shape_.moe.top_k})
+                                    : AnyView{});
+  }
   const size_t start = arena.mark();
   size_t end = start;
   for (const Block& block : blocks_) {
     if (!keep_for_backward) arena.release(start);
     saved.blocks.push_back(take_block(block));
+    if (!keep_for_backward && block.moe) {
+      saved.blocks.back().moe.router.expert_TK = routes[saved.blocks.size() - 1];
+    }
     saved.x_LTD.push_back(keep_for_backward ? arena.take(type, stream) : saved.x_LTD.front());
     end = std::max(end, arena.mark());
   }

@@ -28,7 +28,8 @@ struct BlockActivations {
 };
 
 // Everything one pass over at most `tokens` tokens leaves behind. For a backward pass every block
-// has its own memory; otherwise all blocks share one.
+// has its own memory; otherwise all blocks share one, and of each only the chosen experts
+// (moe.router.expert_TK) outlast the next.
 struct Activations {
   std::vector<AnyView> x_LTD;  // the residual stream before each block, and after the last
   std::vector<BlockActivations> blocks;

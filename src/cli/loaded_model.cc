@@ -1,0 +1,44 @@
+#include "cli/loaded_model.h"
+
+namespace degu {
+
+std::string checkpoint_folder(const std::string& path) {
+  for (const std::string& candidate : {path, path + "/checkpoints"}) {
+    if (const std::string found = find_latest(candidate); !found.empty()) return found;
+  }
+  throw IoError("{}: there is no whole checkpoint here; give a checkpoint or the folder of a run",
+                path);
+}
+
+LoadedModel::LoadedModel(const std::string& path)
+    : folder(checkpoint_folder(path)),
+      reader(folder),
+      config(checkpoint_config(reader)),
+      tokenizer(Tokenizer::from_bytes(reader.attachment("tokenizer.model"), folder)) {}
+
+void LoadedModel::load(Job& job, int expert_parallel) {
+  mesh = std::make_unique<Mesh>(job.world(), expert_parallel);
+  ExpertRange experts;
+  if (config.model.moe.experts > 0) {
+    const Range range = mesh->layout().experts(config.model.moe.experts);
+    experts = {range.begin, range.size()};
+  }
+  parameters = std::make_unique<ParameterSet>(job.context(), config.model,
+                                              activation_type(config.train.precision), experts,
+                                              /*training=*/false);
+  load_values(reader, *parameters);
+  parameters->pack(job.context());
+  model = std::make_unique<Transformer>(*parameters, expert_parallel > 1 ? &mesh->ep() : nullptr,
+                                        /*unit_slots=*/false);
+}
+
+std::unique_ptr<ParameterSet> LoadedModel::load_whole(Context& context) {
+  auto whole =
+      std::make_unique<ParameterSet>(context, config.model, activation_type(config.train.precision),
+                                     ExpertRange{0, config.model.moe.experts}, false);
+  load_values(reader, *whole);
+  whole->pack(context);
+  return whole;
+}
+
+}  // namespace degu
