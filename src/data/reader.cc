@@ -87,6 +87,7 @@ std::vector<MixturePart> resolve_mixture(const TokenDataset& dataset, const Data
 
 std::vector<double> weights_of(const std::vector<MixturePart>& mixture) {
   std::vector<double> weights;
+  weights.reserve(mixture.size());
   for (const MixturePart& part : mixture) weights.push_back(part.weight);
   return weights;
 }

@@ -14,12 +14,14 @@
 #include "base/error.h"
 #include "io/atomic_file.h"
 #include "io/hdf5.h"
+#include "io/reserve.h"
 
 namespace degu {
 namespace {
 
 constexpr const char* kFormat = "degu-shard";
-constexpr int kSmallVocab = 1 << 16;  // up to here a token takes two bytes
+constexpr int kSmallVocab = 1 << 16;        // up to here a token takes two bytes
+constexpr size_t kFileOverhead = 64 << 10;  // attributes and object headers, generously
 
 template <class T>
 int32_t copy_tokens(const char* from, std::span<int32_t> out) {
@@ -46,7 +48,11 @@ void ShardContent::clear() {
 
 void write_shard(const std::string& path, const ShardLabel& label, const ShardContent& content) {
   AtomicFile target(path);
-  h5::File file = h5::File::create(target.temporary());
+  const size_t table_bytes =
+      content.offsets.size() * (3 * sizeof(int64_t) + sizeof(uint64_t) + sizeof(int32_t));
+  h5::File file = h5::File::create(
+      target.temporary(),
+      static_cast<int64_t>(content.tokens.size() * sizeof(uint32_t) + table_bytes + kFileOverhead));
   file.set_attribute("format", kFormat);
   file.set_attribute("version", kShardVersion);
   file.set_attribute("domain", label.domain);
@@ -68,6 +74,7 @@ void write_shard(const std::string& path, const ShardLabel& label, const ShardCo
   file.write<int32_t>("document_source", content.sources);
   file.write<int64_t>("document_line", content.lines);
   file.close();
+  release_reserve(target.temporary());
   target.commit();
 }
 

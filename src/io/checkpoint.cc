@@ -9,7 +9,6 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <optional>
 #include <set>
 
@@ -166,10 +165,7 @@ void CheckpointWriter::Impl::write_part(const std::string& name, const Region& r
   if (part.elements() == 0) return;
   const std::string file_path = path(rank_file(comm.rank()));
   if (!file) {
-    // Room first, HDF5 after: see io/reserve.h. (It truncates the file, hence once more below.)
-    std::ofstream(file_path).flush();
-    reserve_disk(file_path, reserved);
-    file = h5::File::create(file_path);
+    file = h5::File::create(file_path, reserved);
   }
   reserved += static_cast<int64_t>(part.bytes()) + kDatasetOverhead;
   reserve_disk(file_path, reserved);

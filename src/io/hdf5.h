@@ -275,7 +275,7 @@ class Group : public Object {
   std::vector<T> read(const std::string& path) const {
     return dataset(path).read<T>();
   }
-  // Lists of UTF-8 strings (variable length).
+  // Lists of UTF-8 strings, stored with the length of the longest.
   void write_strings(const std::string& path, const std::vector<std::string>& values);
   std::vector<std::string> read_strings(const std::string& path) const;
 
@@ -289,7 +289,8 @@ enum class OpenMode { kRead, kReadWrite };
 
 class File : public Group {
  public:
-  static File create(const std::string& path);  // truncates
+  // Truncates. `room`: bytes to reserve on the disk before anything is written (io/reserve.h).
+  static File create(const std::string& path, int64_t room = 0);
   static File open(const std::string& path, OpenMode mode = OpenMode::kRead);
   static bool is_hdf5(const std::string& path);
   File(File&&) noexcept = default;

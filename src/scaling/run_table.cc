@@ -12,10 +12,15 @@
 #include "base/random.h"
 #include "io/atomic_file.h"
 #include "io/hdf5.h"
+#include "io/reserve.h"
 #include "scaling/csv.h"
 
 namespace degu::scaling {
 namespace {
+
+// Room to reserve on the disk: object headers of all columns, and a row with its texts.
+constexpr int64_t kFileOverhead = 256 << 10;
+constexpr int64_t kRunBytes = 4 << 10;
 
 // Shortest text that reads back as the same number.
 template <class T>
@@ -188,7 +193,8 @@ void write_runs_csv(const std::string& path, std::span<const RunRecord> runs) {
 void write_runs_hdf5(const std::string& path, std::span<const RunRecord> runs) {
   AtomicFile target(path);
   {
-    h5::File file = h5::File::create(target.temporary());
+    h5::File file = h5::File::create(target.temporary(),
+                                     kFileOverhead + kRunBytes * static_cast<int64_t>(runs.size()));
     file.set_attribute("format", "degu run table");
     file.set_attribute("version", int64_t{1});
     {
@@ -201,6 +207,7 @@ void write_runs_hdf5(const std::string& path, std::span<const RunRecord> runs) {
     }
     file.close();
   }
+  release_reserve(target.temporary());
   target.commit();
 }
 
