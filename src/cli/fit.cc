@@ -15,6 +15,7 @@
 #include "base/timer.h"
 #include "cli/command.h"
 #include "io/atomic_file.h"
+#include "scaling/curves.h"
 #include "scaling/fit/fit.h"
 #include "scaling/fit/fit_json.h"
 #include "scaling/laws/registry.h"
@@ -28,8 +29,8 @@ using Json = nlohmann::ordered_json;
 using namespace scaling;  // NOLINT: this file is the face of that room
 
 struct FitCommand {
-  std::string runs, law = "chinchilla", columns, holdout, last, also_n, out;
-  std::string envelope = "hull", interpolation = "parabola", edge = "refuse", delta;
+  std::string runs, law = "chinchilla", columns, holdout, last, also_n, out, curves;
+  std::string envelope = "hull", interpolation = "parabola", edge, delta;
   std::vector<std::string> where;
   int drop_highest_loss = 0;
   bool all_learning_rates = false;
@@ -233,6 +234,19 @@ ExitCode list_laws() {
   return ExitCode::kDone;
 }
 
+RunTable read_table(FitCommand& command) {
+  if (command.curves.empty()) return RunTable::read(command.runs);
+  if (command.options.approach != 1)
+    throw ConfigError("--curves is for approach 1; the others take the runs' ends");
+  if (command.curves != "training" && command.curves != "validation")
+    throw ConfigError("--curves {}: it is one of training, validation", command.curves);
+  // The points before the end are what is asked for, and the envelope picks among rates itself.
+  command.include_unannealed = true;
+  command.all_learning_rates = true;
+  return read_curves(command.runs, command.curves == "training" ? CurveKind::kTraining
+                                                                : CurveKind::kValidation);
+}
+
 ExitCode run_fit(FitCommand& command) {
   if (command.list_laws) return list_laws();
   if (command.runs.empty())
@@ -240,6 +254,7 @@ ExitCode run_fit(FitCommand& command) {
   FitOptions& options = command.options;
   options.envelope = choice<Envelope>("--envelope", command.envelope);
   options.interpolation = choice<Interpolation>("--interpolation", command.interpolation);
+  if (command.edge.empty()) command.edge = command.curves.empty() ? "refuse" : "drop";
   options.edge = choice<EdgePolicy>("--edge", command.edge);
   if (!command.holdout.empty() && command.holdout != "largest")
     throw ConfigError("--holdout {}: the one way to hold out is `largest`", command.holdout);
@@ -254,7 +269,7 @@ ExitCode run_fit(FitCommand& command) {
   if (options.threads == 0)
     options.threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
 
-  const RunTable table = RunTable::read(command.runs);
+  const RunTable table = read_table(command);
   const std::unique_ptr<Law> asked = make_law(command.law);  // names the N to read
   const Selection selection = select_runs(table, selection_options(command, *asked));
   const std::unique_ptr<Law> law = law_for(command, selection);
@@ -269,6 +284,12 @@ ExitCode run_fit(FitCommand& command) {
   out["notes"] = selection.notes;
   out["excluded"] = excluded_json(selection);
   out["seconds"] = seconds;
+  if (!command.curves.empty()) {
+    out["choices"]["curves"] =
+        command.curves == "training"
+            ? "training losses, smoothed by a line in ln tokens within e^.4, 20 points a decade"
+            : "validation losses as measured";
+  }
   if (selection.seed_sigma) out["seed_sigma"] = *selection.seed_sigma;
   out["table"] = {{"path", table.path()}, {"hash", fmt::format("{:016x}", table.hash())}};
   add_sweep_facts(table, selection, out);
@@ -324,6 +345,8 @@ Action attach_fit(CLI::App& app) {
   app.add_option("--also-n", c.also_n, "column of a second definition of N for the exponents");
   app.add_option("--delta", c.delta,
                  "Huber threshold on ln L; inf: least squares; default: the law's own");
+  app.add_option("--curves", c.curves,
+                 "approach 1: training or validation, the runs' curves instead of their ends");
   app.add_option("--envelope", c.envelope, "approach 1: hull or bins")->capture_default_str();
   app.add_option("--window", o.window, "approach 2: sizes within this factor of the best")
       ->check(CLI::Range(1.0, 1e12))
@@ -332,8 +355,8 @@ Action attach_fit(CLI::App& app) {
       ->capture_default_str();
   app.add_option(
          "--edge", c.edge,
-         "approach 2, a minimum on the edge of the sizes: refuse, drop the budget, or force")
-      ->capture_default_str();
+         "approach 2, a minimum on the edge of the sizes: refuse (default), drop the budget, or force; approach "
+         "1: drop leaves such points out (the default with --curves)");
   app.add_option("--threads", o.threads, "0: all cores; the result does not depend on it")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();

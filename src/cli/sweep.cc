@@ -64,12 +64,18 @@ class Executor {
   }
 
   RunMeasurement train(const RunFamily& family, size_t index, const std::string& folder,
-                       Communicator& group) {
+                       Communicator& group, const scaling::OnStep& on_step) {
     RunConfig config = config_of(shared_, family[index]);
     RunOptions options;
     options.folder = folder;
     options.resume = true;
     options.live = false;
+    options.on_step = [&](const RunStep& s) {
+      on_step({.step = s.done,
+               .steps = s.steps,
+               .loss = s.loss,
+               .tokens_per_second = s.tokens_per_second});
+    };
     options.final_checkpoint = false;
     options.peak_flops = own_peak_ * group.size();
     if (max_minutes_ > 0)
@@ -129,6 +135,10 @@ void print_plan(const std::vector<RunFamily>& families, int64_t sequence_length)
   double total = 0;
   for (const RunFamily& family : families) {
     for (const PlannedRun& run : family) {
+      if (!run.problem.empty()) {
+        std::printf("%-36s  invalid: %s\n", run.name.c_str(), run.problem.c_str());
+        continue;
+      }
       const scaling::RunRecord r = scaling::describe_run(run, sequence_length);
       std::printf("%-36s  %10lld parameters  %10lld tokens  %8.3g FLOPs\n", run.name.c_str(),
                   static_cast<long long>(r.n_active), static_cast<long long>(r.tokens), run.budget);
@@ -189,7 +199,9 @@ ExitCode sweep(SweepArguments arguments) {
   const scaling::SweepOutcome outcome =
       run_sweep(families, defaults.sequence_length, options, job.world(),
                 [&](const RunFamily& family, size_t index, const std::string& folder,
-                    Communicator& group) { return executor.train(family, index, folder, group); });
+                    Communicator& group, const scaling::OnStep& on_step) {
+                  return executor.train(family, index, folder, group, on_step);
+                });
   return first                 ? report(arguments, outcome)
          : outcome.interrupted ? ExitCode::kInterrupted
                                : ExitCode::kDone;

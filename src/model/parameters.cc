@@ -13,7 +13,7 @@ namespace {
 // Builds the list of specs; knows muP's table.
 class SpecList {
  public:
-  explicit SpecList(const ModelShape& shape) : s_(shape) {
+  explicit SpecList(const ModelShape& shape) : s_(shape.resolved()) {
     if (s_.mup_base_width > 0) {
       // The hidden width that a dense block of the base width would have.
       ModelShape base;
@@ -97,7 +97,7 @@ class SpecList {
     matrix(folder + prefix + "down", experts, s_.width, width, base_ffn_, true);
   }
 
-  const ModelShape& s_;
+  ModelShape s_;
   int64_t base_ffn_ = 0;
   std::vector<ParameterSpec> specs_;
 };

@@ -265,11 +265,28 @@ RunTable RunTable::read(const std::string& path) {
     out.cells_ = std::move(csv.rows);
     out.lines_ = std::move(csv.lines);
   }
-  out.hash_ = hash_name("run table");
-  for (const std::string& column : out.columns_) out.hash_ = hash_name(column + "\n", out.hash_);
-  for (const std::vector<std::string>& row : out.cells_)
-    for (const std::string& cell : row) out.hash_ = hash_name(cell + "\n", out.hash_);
+  out.set_hash();
   return out;
+}
+
+RunTable RunTable::of(const std::string& path, std::span<const RunRecord> runs) {
+  RunTable out;
+  out.path_ = path;
+  out.columns_ = run_columns();
+  for (RunRecord run : runs) {
+    FieldWriter writer;
+    run.fields(writer);
+    out.cells_.push_back(std::move(writer.values));
+  }
+  out.set_hash();
+  return out;
+}
+
+void RunTable::set_hash() {
+  hash_ = hash_name("run table");
+  for (const std::string& column : columns_) hash_ = hash_name(column + "\n", hash_);
+  for (const std::vector<std::string>& row : cells_)
+    for (const std::string& cell : row) hash_ = hash_name(cell + "\n", hash_);
 }
 
 int RunTable::find(std::string_view column) const {

@@ -82,6 +82,8 @@ std::vector<RunRecord> read_runs(const std::string& path);
 class RunTable {
  public:
   static RunTable read(const std::string& path);
+  // Of records that came from `path`, which places name.
+  static RunTable of(const std::string& path, std::span<const RunRecord> runs);
 
   const std::string& path() const { return path_; }  // of the file that was read
   size_t rows() const { return cells_.size(); }
@@ -98,6 +100,7 @@ class RunTable {
  private:
   int find(std::string_view column) const;
   int require(std::string_view column) const;
+  void set_hash();
   std::string path_;
   std::vector<std::string> columns_;
   std::vector<std::vector<std::string>> cells_;

@@ -61,6 +61,11 @@ ModelShape ModelShape::resolved() const {
   if (s.kv_heads == 0) s.kv_heads = s.heads;
   if (s.head_width == 0) s.head_width = s.width / s.heads;
   if (s.ffn_width == 0) s.ffn_width = (8 * s.width + 47) / 48 * 16;  // ceil(8/3 width / 16) * 16
+  // About half of 1 / sqrt(fan-in). The customary .02 is that of widths near 600; at a base width
+  // of 64 it costs half a nat after 180 steps.
+  if (s.init_std == 0) {
+    s.init_std = s.mup_base_width > 0 ? .48 / std::sqrt(double(s.mup_base_width)) : .02;
+  }
   if (s.moe.experts > 0 && s.moe.expert_width == 0) {
     s.moe.expert_width = s.ffn_width / s.moe.top_k;
   }
@@ -89,7 +94,9 @@ void ModelShape::check() const {
   in_range("ffn_width", ffn_width, 0, kMaxWidth * 4);
   positive("rope_theta", rope_theta);
   positive("norm_eps", norm_eps);
-  positive("init_std", init_std);
+  if (!(init_std >= 0) || !std::isfinite(init_std)) {
+    throw ConfigError("init_std is {}, must be above 0, or 0 for the default", init_std);
+  }
   in_range("mup_base_width", mup_base_width, 0, kMaxWidth);
   if (moe.experts != 0) {
     ModelShape s = *this;

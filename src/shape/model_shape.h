@@ -59,8 +59,7 @@ struct ModelShape {
   double rope_theta = 10000.0;
   double norm_eps = 1e-5;
   int mup_base_width = 0;  // 0: standard parametrisation; else muP relative to this width
-  double init_std =
-      0.02;  // standard deviation of matrices at the base width (standard: at any width)
+  double init_std = 0;     // 0: .02, or under muP .48 / sqrt(mup_base_width)
   MoeShape moe;
 
   void fields(Fields& f) {
@@ -79,7 +78,9 @@ struct ModelShape {
     f("mup_base_width", mup_base_width,
       "0: standard parametrisation; else muP: learning rates found at this width hold at every "
       "width");
-    f("init_std", init_std, "standard deviation of matrix entries at initialisation");
+    f("init_std", init_std,
+      "standard deviation of matrix entries at initialisation, under muP at the base width; 0: 0.02, "
+      "or 0.48 / sqrt(mup_base_width)");
     f("moe", moe, "the feed-forward as routed experts");
   }
 

@@ -264,6 +264,12 @@ RunResult Run::go() {
       save();
       saved = done;
     }
+    if (options_.on_step && first()) {
+      options_.on_step({.done = done,
+                        .steps = trainer_.plan().steps,
+                        .loss = step.loss,
+                        .tokens_per_second = tokens_per_second()});
+    }
     if (progress) {
       progress->set(
           done,

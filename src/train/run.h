@@ -18,6 +18,12 @@
 
 namespace degu {
 
+struct RunStep {
+  int64_t done = 0, steps = 0;
+  double loss = 0;
+  double tokens_per_second = 0;
+};
+
 struct RunOptions {
   std::string folder;
   bool resume = false;      // go on from the newest checkpoint, if there is one
@@ -26,6 +32,7 @@ struct RunOptions {
   double max_minutes = 0;   // 0: no limit; else checkpoint and stop
   double peak_flops = 0;    // of all ranks together, for utilisation; 0: measured at the start
   bool live = true;         // progress line on rank 0
+  std::function<void(const RunStep&)> on_step;  // called on rank 0 after every step
   bool final_checkpoint = true;
   std::vector<int64_t>
       extra_checkpoints;  // also after these steps; they are kept until the run ends

@@ -66,7 +66,7 @@ TEST_CASE("impossible shapes are refused") {
        "head_width is 5, must be even and at least 2: rotary positions turn pairs"},
       {[](auto& s) { s.ffn_width = -1; }, "ffn_width is -1, must be from 0 to 4194304"},
       {[](auto& s) { s.norm_eps = 0; }, "norm_eps is 0, must be above 0"},
-      {[](auto& s) { s.init_std = -1; }, "init_std is -1, must be above 0"},
+      {[](auto& s) { s.init_std = -1; }, "init_std is -1, must be above 0, or 0 for the default"},
       {[](auto& s) { s.moe.experts = -1; }, "moe.experts is -1, must be from 1 to 65536"},
       {[](auto& s) { s.moe.experts = 4, s.moe.top_k = 5; },
        "moe.top_k is 5, must be from 1 to moe.experts, which is 4"},

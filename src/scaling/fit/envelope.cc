@@ -4,12 +4,16 @@
 // Two envelopes, which differ by up to .1 in the exponent: the lower convex hull of ln L over ln C
 // (default: no parameter, and a run must be better than the line between its neighbours to count),
 // and the minimum of each bin of ln C.
+//
+// Where the smallest or the largest size is the best, a size beyond might be better still: such
+// points pull the exponent down. EdgePolicy::kDrop leaves them out, the others keep and name them.
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <map>
 #include <numeric>
 #include <set>
+#include <vector>
 
 #include "base/random.h"
 #include "scaling/fit/fit.h"
@@ -66,12 +70,19 @@ std::vector<size_t> bin_minima(const Cloud& cloud, std::span<const size_t> membe
 struct Laws {
   PowerFit n, d;
   std::vector<size_t> points;
+  size_t at_edge = 0;  // of the envelope's points, before any was dropped
 };
 
 // False when fewer than three points or two sizes make up the envelope.
-bool fit_along(const Cloud& cloud, std::span<const size_t> members, Envelope envelope, Laws& out) {
+bool fit_along(const Cloud& cloud, std::span<const size_t> members, const FitOptions& options,
+               Laws& out) {
   out.points =
-      envelope == Envelope::kHull ? lower_hull(cloud, members) : bin_minima(cloud, members);
+      options.envelope == Envelope::kHull ? lower_hull(cloud, members) : bin_minima(cloud, members);
+  const auto [least, most] = std::minmax_element(cloud.n.begin(), cloud.n.end());
+  const auto at_edge = [&](size_t i) { return cloud.n[i] == *least || cloud.n[i] == *most; };
+  out.at_edge =
+      static_cast<size_t>(std::count_if(out.points.begin(), out.points.end(), at_edge));
+  if (options.edge == EdgePolicy::kDrop && !options.force) std::erase_if(out.points, at_edge);
   std::vector<double> c, n, d;
   for (const size_t i : out.points) {
     c.push_back(std::exp(cloud.log_c[i]));
@@ -109,11 +120,20 @@ FitResult fit_envelope(const Selection& selection, const FitOptions& options) {
   std::vector<size_t> all(selection.size());
   std::iota(all.begin(), all.end(), size_t{0});
   Laws best{};
-  if (!fit_along(cloud, all, options.envelope, best))
+  if (!fit_along(cloud, all, options, best))
     throw NumericError(
-        "refused: the envelope has {} points; three of two sizes are needed. More budgets are the "
-        "remedy",
-        best.points.size());
+        "refused: the envelope has {} points{}; three of two sizes are needed. More budgets or sizes "
+        "are the remedy",
+        best.points.size(),
+        options.edge == EdgePolicy::kDrop ? " beside those of the outermost sizes" : "");
+  if (best.at_edge > 0) {
+    const bool dropped = options.edge == EdgePolicy::kDrop && !options.force;
+    result.warnings.push_back(fmt::format(
+        "{} of the envelope's {} points belong to the smallest or the largest size, beyond which "
+        "the best may lie: {}",
+        best.at_edge, best.points.size() + (dropped ? best.at_edge : 0),
+        dropped ? "left out" : "kept (--edge drop leaves them out)"));
+  }
   result.params = {best.n.slope, best.d.slope, std::exp(best.n.log_k), std::exp(best.d.log_k)};
   result.standard_errors = {best.n.slope_se, best.d.slope_se, result.params[2] * best.n.log_k_se,
                             result.params[3] * best.d.log_k_se};
@@ -137,7 +157,7 @@ FitResult fit_envelope(const Selection& selection, const FitOptions& options) {
       rows.insert(rows.end(), run.begin(), run.end());
     }
     Laws laws{};
-    if (fit_along(cloud, rows, options.envelope, laws)) {
+    if (fit_along(cloud, rows, options, laws)) {
       result.draws.push_back(
           {laws.n.slope, laws.d.slope, std::exp(laws.n.log_k), std::exp(laws.d.log_k)});
     } else {

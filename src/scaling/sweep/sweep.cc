@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <filesystem>
+#include <memory>
 
 #include "base/log.h"
 #include "base/random.h"
@@ -14,9 +16,13 @@
 namespace degu::scaling {
 namespace {
 
-// Everything a run's result depends on, as one number.
-std::string config_hash(const PlannedRun& run, const std::string& shared) {
+// Everything a run's result depends on, as one number. Members of a family with a trunk warm up as
+// its shortest run does.
+std::string config_hash(const RunFamily& family, const PlannedRun& run, const std::string& shared) {
   uint64_t hash = hash_name(to_yaml(run.shape));
+  if (family.size() > 1) {
+    hash = hash_name(fmt::format("trunk {:.17g}", family.back().budget), hash);
+  }
   hash =
       hash_name(fmt::format("{:.17g} {:.17g} {}", run.budget, run.learning_rate, run.seed), hash);
   return fmt::format("{:016x}", hash_name(shared, hash));
@@ -32,10 +38,12 @@ class Sweep {
                         options.ranks_per_run, world.size());
     }
     for (const RunFamily& family : families_) {
+      for (const PlannedRun& run : family)
+        costs_.push_back(predicted_cost(run, sequence_length));
       first_state_.push_back(states_.size());
       for (const PlannedRun& run : family) {
         RunRecord record = describe_run(run, sequence_length);
-        record.config_hash = config_hash(run, options.shared_configuration);
+        record.config_hash = config_hash(family, run, options.shared_configuration);
         record.status = "waiting";
         record.attempts = 0;
         record.ranks = options.ranks_per_run;
@@ -51,6 +59,7 @@ class Sweep {
   void recover();
   bool run_family(size_t index, Communicator& group);
   void train_run(const RunFamily& family, size_t i, RunState& state, Communicator& group);
+  Board::Totals totals() const;
   void announce(const RunState& state) const;
   void write_table();
   void reload();
@@ -60,7 +69,9 @@ class Sweep {
   Communicator& world_;
   const TrainRun& train_;
   std::vector<RunState> states_;     // families' runs after each other
+  std::vector<double> costs_;        // of each state's run
   std::vector<size_t> first_state_;  // of each family
+  std::unique_ptr<Board> board_;
   int64_t trained_ = 0;
   bool interrupted_ = false;
 };
@@ -86,6 +97,7 @@ void Sweep::reload() {
 
 void Sweep::announce(const RunState& state) const {
   const RunRecord& r = state.record();
+  board_->clear();
   const auto finished =
       std::count_if(states_.begin(), states_.end(), [](const RunState& s) { return s.finished(); });
   if (r.status == "done") {
@@ -106,7 +118,12 @@ void Sweep::train_run(const RunFamily& family, size_t i, RunState& state, Commun
     if (group.rank() == 0) state.store();
   });
   try {
-    const RunMeasurement m = train_(family, i, options_.folder + "/runs/" + record.run, group);
+    if (!family[i].problem.empty()) throw ConfigError("{}", family[i].problem);
+    if (group.rank() == 0) {
+      board_->begin(record.run, costs_[static_cast<size_t>(&state - states_.data())]);
+    }
+    const RunMeasurement m = train_(family, i, options_.folder + "/runs/" + record.run, group,
+                                    [this](const RunProgress& p) { board_->step(p); });
     if (m.interrupted) {
       record.status = "interrupted";
       --record.attempts;
@@ -143,6 +160,7 @@ bool Sweep::run_family(size_t index, Communicator& group) {
     if (state.finished()) continue;
     train_run(families_[index], i, state, group);
     if (group.rank() != 0) continue;
+    board_->end();
     for (RunState& other : states_) {
       if (&other != &state) other.load();  // what the other groups have finished meanwhile
     }
@@ -161,9 +179,23 @@ void Sweep::write_table() {
   write_runs_hdf5(options_.folder + "/runs.h5", finished);
 }
 
+Board::Totals Sweep::totals() const {
+  Board::Totals totals{.runs = static_cast<int64_t>(states_.size())};
+  for (size_t i = 0; i < states_.size(); ++i) {
+    if (states_[i].finished()) {
+      ++totals.done_before;
+    } else {
+      totals.cost_to_do += costs_[i];
+    }
+  }
+  return totals;
+}
+
 SweepOutcome Sweep::go() {
   recover();
   const int per_run = static_cast<int>(options_.ranks_per_run);
+  board_ = std::make_unique<Board>(options_.folder, world_.rank() / per_run,
+                                   world_.size() / per_run, totals(), world_.rank() == 0);
   const std::unique_ptr<Communicator> group = world_.split(world_.rank() / per_run, world_.rank());
   const std::unique_ptr<SharedCounter> next = world_.make_counter(0);
   while (true) {
@@ -172,6 +204,7 @@ SweepOutcome Sweep::go() {
     if (family >= static_cast<int64_t>(families_.size())) break;
     if (!run_family(static_cast<size_t>(family), *group)) break;
   }
+  board_.reset();
   world_.barrier();
   reload();
   SweepOutcome outcome;
@@ -179,7 +212,10 @@ SweepOutcome Sweep::go() {
   outcome.trained = trained_;
   for (const RunState& state : states_) outcome.records.push_back(state.record());
   run_together(world_, [&] {
-    if (world_.rank() == 0) write_table();
+    if (world_.rank() != 0) return;
+    std::error_code ignored;
+    std::filesystem::remove_all(options_.folder + "/live", ignored);
+    write_table();
   });
   return outcome;
 }
@@ -190,6 +226,10 @@ RunRecord describe_run(const PlannedRun& run, int64_t sequence_length) {
   const ModelShape& s = run.shape;
   RunRecord r;
   r.run = run.name;
+  r.budget = run.budget;
+  r.learning_rate = run.learning_rate;
+  r.seed = run.seed;
+  if (!run.problem.empty()) return r;
   r.width = s.width;
   r.layers = s.layers;
   if (s.moe.experts > 0) {
@@ -206,11 +246,8 @@ RunRecord describe_run(const PlannedRun& run, int64_t sequence_length) {
   r.n_total_no_embedding = parameter_count(s, ParameterCount::kTotalNoEmbedding);
   r.n_active_no_embedding = parameter_count(s, ParameterCount::kActiveNoEmbedding);
   r.n_active_with_head = parameter_count(s, ParameterCount::kActiveWithHead);
-  r.budget = run.budget;
   r.tokens = static_cast<int64_t>(run.budget / training_flops(s, sequence_length, 1.0));
   r.flops = run.budget;
-  r.learning_rate = run.learning_rate;
-  r.seed = run.seed;
   return r;
 }
 

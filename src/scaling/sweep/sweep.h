@@ -4,6 +4,7 @@
 //   <folder>/state/<run>.yaml   status and attempts of each run: the sweep's only memory
 //   <folder>/runs/<run>/        the run's own folder
 //   <folder>/runs.csv, runs.h5  the table, rewritten as runs finish
+//   <folder>/live/              what each group is doing, while the sweep runs
 //
 // A run is `running` in its state file before it starts and `done`, `diverged` or `invalid` after.
 // A start that finds it running knows that the job died under it: the attempt is counted, and a run
@@ -16,6 +17,7 @@
 
 #include "comm/communicator.h"
 #include "scaling/run_table.h"
+#include "scaling/sweep/board.h"
 #include "scaling/sweep/design.h"
 
 namespace degu::scaling {
@@ -33,9 +35,12 @@ struct RunMeasurement {
 };
 
 // Trains one run on all ranks of `group`, in `folder`. NumericError: diverged. ConfigError or
-// ShapeError: invalid. Every rank of the group throws alike. Anything else ends the job.
-using TrainRun = std::function<RunMeasurement(const RunFamily& family, size_t index,
-                                              const std::string& folder, Communicator& group)>;
+// ShapeError: invalid. Every rank of the group throws alike. Anything else ends the job. The group's
+// first rank may tell `on_step` of every step.
+using OnStep = std::function<void(const RunProgress&)>;
+using TrainRun =
+    std::function<RunMeasurement(const RunFamily& family, size_t index, const std::string& folder,
+                                 Communicator& group, const OnStep& on_step)>;
 
 struct SweepOptions {
   std::string folder;
