@@ -243,8 +243,8 @@ RunTable read_table(FitCommand& command) {
   // The points before the end are what is asked for, and the envelope picks among rates itself.
   command.include_unannealed = true;
   command.all_learning_rates = true;
-  return read_curves(command.runs, command.curves == "training" ? CurveKind::kTraining
-                                                                : CurveKind::kValidation);
+  return read_curves(command.runs,
+                     command.curves == "training" ? CurveKind::kTraining : CurveKind::kValidation);
 }
 
 ExitCode run_fit(FitCommand& command) {
@@ -353,10 +353,10 @@ Action attach_fit(CLI::App& app) {
       ->capture_default_str();
   app.add_option("--interpolation", c.interpolation, "approach 2: parabola or akima")
       ->capture_default_str();
-  app.add_option(
-         "--edge", c.edge,
-         "approach 2, a minimum on the edge of the sizes: refuse (default), drop the budget, or force; approach "
-         "1: drop leaves such points out (the default with --curves)");
+  app.add_option("--edge", c.edge,
+                 "approach 2, a minimum on the edge of the sizes: refuse (default), drop the "
+                 "budget, or force; approach "
+                 "1: drop leaves such points out (the default with --curves)");
   app.add_option("--threads", o.threads, "0: all cores; the result does not depend on it")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();

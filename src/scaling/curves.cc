@@ -94,9 +94,10 @@ RunTable read_curves(const std::string& folder, CurveKind kind) {
     Curve curve = read_curve(path, kind);
     if (kind == CurveKind::kTraining) curve = smooth(curve);
     if (kind == CurveKind::kValidation && curve.log_tokens.size() < 2) {
-      throw DataError("{}: {} validations; train with --set train.evaluate_every=n, or fit the "
-                      "training curves",
-                      path, curve.log_tokens.size());
+      throw DataError(
+          "{}: {} validations; train with --set train.evaluate_every=n, or fit the "
+          "training curves",
+          path, curve.log_tokens.size());
     }
     for (size_t i = 0; i < curve.log_tokens.size(); ++i) {
       RunRecord point = run;

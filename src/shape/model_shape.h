@@ -79,7 +79,8 @@ struct ModelShape {
       "0: standard parametrisation; else muP: learning rates found at this width hold at every "
       "width");
     f("init_std", init_std,
-      "standard deviation of matrix entries at initialisation, under muP at the base width; 0: 0.02, "
+      "standard deviation of matrix entries at initialisation, under muP at the base width; 0: "
+      "0.02, "
       "or 0.48 / sqrt(mup_base_width)");
     f("moe", moe, "the feed-forward as routed experts");
   }

@@ -101,8 +101,9 @@ TEST_CASE("smoothing takes the noise of batches out and leaves the curve where i
   const RunTable table = read_curves(folder.path(), CurveKind::kTraining);
   double squares = 0, mean = 0;
   for (size_t row = 0; row < table.rows(); ++row) {
-    const double error = table.number(row, "val_loss") -
-                         SweepFolder::law(table.number(row, "n_total"), table.number(row, "tokens"));
+    const double error =
+        table.number(row, "val_loss") -
+        SweepFolder::law(table.number(row, "n_total"), table.number(row, "tokens"));
     squares += error * error / double(table.rows());
     mean += error / double(table.rows());
   }

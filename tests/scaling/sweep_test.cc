@@ -133,8 +133,7 @@ TEST_CASE("an isoFLOP design centres its sizes on the budget") {
   config.head_width = 16;
   for (const RunFamily& family : design_sweep(config, defaults())) {
     const double centre = std::sqrt(family[0].budget / (6 * 20));
-    const auto n =
-        double(parameter_count(family[0].shape, ParameterCount::kActiveNoEmbedding));
+    const auto n = double(parameter_count(family[0].shape, ParameterCount::kActiveNoEmbedding));
     CHECK(n > centre / 3 / 1.6);
     CHECK(n < centre * 3 * 1.6);
   }
@@ -163,17 +162,17 @@ TEST_CASE("every run is trained once, the longest first, however many ranks ther
     const Folder folder;
     Seen seen;
     const auto groups = static_cast<size_t>(layout.ranks / layout.per_run);
-    const SweepOutcome outcome = sweep(
-        folder, families, layout.ranks,
-        [&](const RunFamily& family, size_t i, const std::string&, Communicator& group,
-            const OnStep& on_step) {
-          seen.enter(family[i].name, group);
-          group.barrier();
-          if (group.rank() == 0) on_step({.step = 1, .steps = 2, .loss = 3});
-          usleep(static_cast<useconds_t>(family[i].budget / 1e9 * 2000));
-          return measurement(family[i]);
-        },
-        {.ranks_per_run = layout.per_run});
+    const SweepOutcome outcome =
+        sweep(folder, families, layout.ranks,
+              [&](const RunFamily& family, size_t i, const std::string&, Communicator& group,
+                  const OnStep& on_step) {
+                seen.enter(family[i].name, group);
+                group.barrier();
+                if (group.rank() == 0) on_step({.step = 1, .steps = 2, .loss = 3});
+                usleep(static_cast<useconds_t>(family[i].budget / 1e9 * 2000));
+                return measurement(family[i]);
+              },
+              {.ranks_per_run = layout.per_run});
     REQUIRE(seen.started.size() == families.size());
     CHECK(seen.entered.size() == families.size());
     for (const auto& [name, count] : seen.entered) CHECK(count == layout.per_run);
@@ -194,11 +193,11 @@ TEST_CASE("every run is trained once, the longest first, however many ranks ther
     CHECK_FALSE(std::filesystem::exists(folder.path() + "/live"));
 
     // A second start finds nothing to do.
-    const SweepOutcome again = sweep(
-        folder, families, layout.ranks,
-        [&](const RunFamily&, size_t, const std::string&, Communicator&,
-            const OnStep&) -> RunMeasurement { throw CommError("trained again"); },
-        {.ranks_per_run = layout.per_run});
+    const SweepOutcome again =
+        sweep(folder, families, layout.ranks,
+              [&](const RunFamily&, size_t, const std::string&, Communicator&,
+                  const OnStep&) -> RunMeasurement { throw CommError("trained again"); },
+              {.ranks_per_run = layout.per_run});
     CHECK(again.trained == 0);
     CHECK(again.records.size() == families.size());
   }
@@ -209,23 +208,25 @@ TEST_CASE("a diverged run and a bad configuration are recorded and the sweep goe
   const std::string diverging = families[1][0].name, impossible = families[2][0].name;
   for (const int64_t per_run : {1, 2}) {
     const Folder folder;
-    const SweepOutcome outcome = sweep(
-        folder, families, 4,
-        [&](const RunFamily& family, size_t i, const std::string&, Communicator& group,
-            const OnStep&) {
-          // A value that one rank alone finds bad is bad for all after the exchange.
-          const bool bad = max_over_ranks(group, family[i].name == diverging &&
-                                                     group.rank() == group.size() - 1) != 0;
-          if (bad) throw NumericError("10 steps in a row had gradients that are not finite");
-          if (family[i].name == impossible) throw ConfigError("heads is 3, must divide width");
-          group.barrier();
-          return measurement(family[i]);
-        },
-        {.ranks_per_run = per_run});
+    const SweepOutcome outcome =
+        sweep(folder, families, 4,
+              [&](const RunFamily& family, size_t i, const std::string&, Communicator& group,
+                  const OnStep&) {
+                // A value that one rank alone finds bad is bad for all after the exchange.
+                const bool bad = max_over_ranks(group, family[i].name == diverging &&
+                                                           group.rank() == group.size() - 1) != 0;
+                if (bad) throw NumericError("10 steps in a row had gradients that are not finite");
+                if (family[i].name == impossible)
+                  throw ConfigError("heads is 3, must divide width");
+                group.barrier();
+                return measurement(family[i]);
+              },
+              {.ranks_per_run = per_run});
     CHECK_FALSE(outcome.interrupted);
     for (const RunRecord& r : outcome.records) {
-      const std::string expected =
-          r.run == diverging ? "diverged" : r.run == impossible ? "invalid" : "done";
+      const std::string expected = r.run == diverging    ? "diverged"
+                                   : r.run == impossible ? "invalid"
+                                                         : "done";
       CHECK(r.status == expected);
     }
     CHECK_THAT(record_of(outcome, diverging).reason, Catch::Contains("not finite"));
@@ -277,12 +278,11 @@ TEST_CASE("a crash ends the job; a run that crashed twice is marked failed") {
   // Failed stays failed, unless one asks.
   sweep(folder, families, 1, crashing);
   CHECK(trained == static_cast<int>(families.size()) - 1);
-  const SweepOutcome retried = sweep(
-      folder, families, 1,
-      [](const RunFamily& family, size_t i, const std::string&, Communicator&, const OnStep&) {
-        return measurement(family[i]);
-      },
-      {.retry_failed = true});
+  const SweepOutcome retried =
+      sweep(folder, families, 1,
+            [](const RunFamily& family, size_t i, const std::string&, Communicator&,
+               const OnStep&) { return measurement(family[i]); },
+            {.retry_failed = true});
   CHECK(record_of(retried, victim).status == "done");
   CHECK(record_of(retried, victim).attempts == 1);
   CHECK(retried.trained == 1);
@@ -338,11 +338,10 @@ TEST_CASE("a stop on request leaves a run to resume and counts no attempt") {
     }
   }
   CHECK(left == 2);
-  const SweepOutcome outcome = sweep(
-      folder, families, 2,
-      [&](const RunFamily& family, size_t i, const std::string&, Communicator&, const OnStep&) {
-        return measurement(family[i]);
-      });
+  const SweepOutcome outcome =
+      sweep(folder, families, 2,
+            [&](const RunFamily& family, size_t i, const std::string&, Communicator&,
+                const OnStep&) { return measurement(family[i]); });
   for (const RunRecord& r : outcome.records) CHECK(r.status == "done");
   CHECK(read_runs(folder.path()).size() == families.size());
 }
@@ -374,11 +373,10 @@ TEST_CASE("with shared trunks a family is one size's budgets, the largest first"
 
 TEST_CASE("ranks must divide into groups") {
   const Folder folder;
-  CHECK_THROWS_WITH(sweep(
-                        folder, design_sweep(small_grid(), defaults()), 3,
-                        [](const RunFamily& family, size_t i, const std::string&, Communicator&,
-                           const OnStep&) { return measurement(family[i]); },
-                        {.ranks_per_run = 2}),
+  CHECK_THROWS_WITH(sweep(folder, design_sweep(small_grid(), defaults()), 3,
+                          [](const RunFamily& family, size_t i, const std::string&, Communicator&,
+                             const OnStep&) { return measurement(family[i]); },
+                          {.ranks_per_run = 2}),
                     Catch::Contains("does not divide the 3 ranks"));
 }
 

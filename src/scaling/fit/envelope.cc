@@ -80,8 +80,7 @@ bool fit_along(const Cloud& cloud, std::span<const size_t> members, const FitOpt
       options.envelope == Envelope::kHull ? lower_hull(cloud, members) : bin_minima(cloud, members);
   const auto [least, most] = std::minmax_element(cloud.n.begin(), cloud.n.end());
   const auto at_edge = [&](size_t i) { return cloud.n[i] == *least || cloud.n[i] == *most; };
-  out.at_edge =
-      static_cast<size_t>(std::count_if(out.points.begin(), out.points.end(), at_edge));
+  out.at_edge = static_cast<size_t>(std::count_if(out.points.begin(), out.points.end(), at_edge));
   if (options.edge == EdgePolicy::kDrop && !options.force) std::erase_if(out.points, at_edge);
   std::vector<double> c, n, d;
   for (const size_t i : out.points) {
@@ -122,7 +121,8 @@ FitResult fit_envelope(const Selection& selection, const FitOptions& options) {
   Laws best{};
   if (!fit_along(cloud, all, options, best))
     throw NumericError(
-        "refused: the envelope has {} points{}; three of two sizes are needed. More budgets or sizes "
+        "refused: the envelope has {} points{}; three of two sizes are needed. More budgets or "
+        "sizes "
         "are the remedy",
         best.points.size(),
         options.edge == EdgePolicy::kDrop ? " beside those of the outermost sizes" : "");

@@ -64,11 +64,10 @@ std::vector<std::string> board_lines(const std::vector<GroupStatus>& groups, int
     if (g.run.empty()) continue;
     const double part = share(g.progress);
     const int filled = static_cast<int>(part * kBarWidth);
-    lines.push_back(fmt::format("  {:<36} [{:=<{}}{: <{}}] {:3.0f} %  loss {:.4f}  {} tokens/s",
-                                g.run, "", filled, "", kBarWidth - filled, 100 * part,
-                                g.progress.loss,
-                                format_amount(static_cast<int64_t>(g.progress.tokens_per_second),
-                                              Progress::Unit::kCount)));
+    lines.push_back(fmt::format(
+        "  {:<36} [{:=<{}}{: <{}}] {:3.0f} %  loss {:.4f}  {} tokens/s", g.run, "", filled, "",
+        kBarWidth - filled, 100 * part, g.progress.loss,
+        format_amount(static_cast<int64_t>(g.progress.tokens_per_second), Progress::Unit::kCount)));
   }
   return lines;
 }
@@ -133,8 +132,8 @@ void Board::show() {
     std::ifstream in(file(g));
     if (std::getline(in, line)) from_line(line, status);
   }
-  const std::vector<std::string> lines = board_lines(groups, totals_.runs, totals_.done_before,
-                                                     totals_.cost_to_do, timer_.seconds());
+  const std::vector<std::string> lines =
+      board_lines(groups, totals_.runs, totals_.done_before, totals_.cost_to_do, timer_.seconds());
   if (!terminal_) {
     for (const std::string& line : lines) log_info("{}", line);
     return;

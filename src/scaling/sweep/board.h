@@ -1,8 +1,8 @@
 // What the groups of a sweep are doing, for whoever watches.
 //
 // Each group's first rank leaves a line in <folder>/live/<group> while it trains; the first rank of
-// all reads them and shows the table: redrawn in place on a terminal, else logged every half minute.
-// Files, because a message to a rank that trains would wait for the end of its step.
+// all reads them and shows the table: redrawn in place on a terminal, else logged every half
+// minute. Files, because a message to a rank that trains would wait for the end of its step.
 #pragma once
 
 #include <cstdint>

@@ -167,15 +167,15 @@ std::vector<RunFamily> design_sweep(const SweepConfig& config, const RunDefaults
         if (!in_middle(i, sizes.size(), member.middle)) continue;
         for (double rate : rates) {
           for (int64_t seed : seeds) {
-            PlannedRun run{.name = fmt::format("c{:g}-d{}-l{}-{}-lr{:g}-s{}", budget,
-                                               sizes[i].width, sizes[i].layers, member.name, rate,
-                                               seed),
-                           .shape = {},
-                           .budget = budget,
-                           .learning_rate = rate,
-                           .seed = seed,
-                           .granularity = member.experts > 0 ? member.granularity : 1.0,
-                           .problem = {}};
+            PlannedRun run{
+                .name = fmt::format("c{:g}-d{}-l{}-{}-lr{:g}-s{}", budget, sizes[i].width,
+                                    sizes[i].layers, member.name, rate, seed),
+                .shape = {},
+                .budget = budget,
+                .learning_rate = rate,
+                .seed = seed,
+                .granularity = member.experts > 0 ? member.granularity : 1.0,
+                .problem = {}};
             try {
               run.shape = with_member(dense, defaults.model, member);
             } catch (const ConfigError& error) {

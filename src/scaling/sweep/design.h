@@ -35,8 +35,8 @@ struct RunDefaults {
 double predicted_cost(const PlannedRun& run, int64_t sequence_length);
 
 // The whole grid, the most expensive family first. A combination that cannot be (more experts
-// visited than there are) is a run with a `problem`. ConfigError when the grid is empty or no run of
-// it can be.
+// visited than there are) is a run with a `problem`. ConfigError when the grid is empty or no run
+// of it can be.
 std::vector<RunFamily> design_sweep(const SweepConfig& config, const RunDefaults& defaults);
 
 }  // namespace degu::scaling

@@ -38,8 +38,7 @@ class Sweep {
                         options.ranks_per_run, world.size());
     }
     for (const RunFamily& family : families_) {
-      for (const PlannedRun& run : family)
-        costs_.push_back(predicted_cost(run, sequence_length));
+      for (const PlannedRun& run : family) costs_.push_back(predicted_cost(run, sequence_length));
       first_state_.push_back(states_.size());
       for (const PlannedRun& run : family) {
         RunRecord record = describe_run(run, sequence_length);
@@ -117,11 +116,11 @@ void Sweep::train_run(const RunFamily& family, size_t i, RunState& state, Commun
   run_together(group, [&] {
     if (group.rank() == 0) state.store();
   });
+  if (group.rank() == 0) {
+    board_->begin(record.run, costs_[static_cast<size_t>(&state - states_.data())]);
+  }
   try {
     if (!family[i].problem.empty()) throw ConfigError("{}", family[i].problem);
-    if (group.rank() == 0) {
-      board_->begin(record.run, costs_[static_cast<size_t>(&state - states_.data())]);
-    }
     const RunMeasurement m = train_(family, i, options_.folder + "/runs/" + record.run, group,
                                     [this](const RunProgress& p) { board_->step(p); });
     if (m.interrupted) {

@@ -35,8 +35,8 @@ struct RunMeasurement {
 };
 
 // Trains one run on all ranks of `group`, in `folder`. NumericError: diverged. ConfigError or
-// ShapeError: invalid. Every rank of the group throws alike. Anything else ends the job. The group's
-// first rank may tell `on_step` of every step.
+// ShapeError: invalid. Every rank of the group throws alike. Anything else ends the job. The
+// group's first rank may tell `on_step` of every step.
 using OnStep = std::function<void(const RunProgress&)>;
 using TrainRun =
     std::function<RunMeasurement(const RunFamily& family, size_t index, const std::string& folder,
