@@ -16,6 +16,7 @@ struct Command {
   const char* name;
   const char* summary;              // one line for `degu --help`
   Action (*attach)(CLI::App& app);  // declares the options, returns what to run
+  bool many_ranks = false;          // may run under `mpirun -n 2` and more
 };
 
 // Defined in src/cli/<name>.cc.

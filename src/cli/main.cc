@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "cli/command.h"
+#include "comm/mpi_comm.h"
 #include "comm/world.h"
 
 namespace degu {
@@ -16,10 +17,10 @@ constexpr Command kCommands[] = {
     {"info", "parameters, FLOPs and bytes of a model; versions and machine without one",
      attach_info},
     {"data", "text to tokenizer and token shards", attach_data},
-    {"train", "train one model", attach_train},
-    {"eval", "validation loss of a checkpoint", attach_eval},
-    {"parity", "whether training, prefill and decode compute the same bits", attach_parity},
-    {"sweep", "train a grid of models for a scaling law", attach_sweep},
+    {"train", "train one model", attach_train, true},
+    {"eval", "validation loss of a checkpoint", attach_eval, true},
+    {"parity", "whether training, prefill and decode compute the same bits", attach_parity, true},
+    {"sweep", "train a grid of models for a scaling law", attach_sweep, true},
     {"fit", "fit a scaling law to a table of runs", attach_fit},
     {"plan", "the best model for a budget, from a fitted law", attach_plan},
     {"bench", "this machine's peaks and each operator's share of them", attach_bench},
@@ -27,9 +28,19 @@ constexpr Command kCommands[] = {
     {"help", "the YAML reference: every key, its default and meaning", attach_help},
 };
 
+struct Attached {
+  const Command& command;
+  CLI::App* app;
+  Action action;
+};
+
 // The command, then what a full disk behind `> result.json` would otherwise hide.
-ExitCode run_and_flush(const Action& action) {
-  const ExitCode code = action();
+ExitCode run_and_flush(const Attached& attached) {
+  if (!attached.command.many_ranks && started_by_mpi_launcher() &&
+      world_communicator().size() > 1) {
+    throw ConfigError("degu {} runs on one rank; start it without mpirun", attached.command.name);
+  }
+  const ExitCode code = attached.action();
   if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
     throw IoError("standard output cannot be written; check the disk or the pipe it goes to");
   }
@@ -62,11 +73,11 @@ int run(int argc, char** argv) {
   app.add_option("--log-level", level, "least severe line to print: debug, info, warn or error")
       ->transform(CLI::CheckedTransformer(levels).description(""));
 
-  std::vector<std::pair<CLI::App*, Action>> attached;
+  std::vector<Attached> attached;
   for (const Command& command : kCommands) {
     CLI::App* sub = app.add_subcommand(command.name, command.summary);
     sub->fallthrough();  // global options may follow the subcommand
-    attached.emplace_back(sub, command.attach(*sub));
+    attached.push_back({command, sub, command.attach(*sub)});
   }
 
   try {
@@ -76,9 +87,8 @@ int run(int argc, char** argv) {
     return usage_error(app, error);
   }
   set_log_level(level);
-  for (const auto& attachment : attached) {
-    if (attachment.first->parsed())
-      return run_as_job([&] { return run_and_flush(attachment.second); });
+  for (const Attached& attachment : attached) {
+    if (attachment.app->parsed()) return run_as_job([&] { return run_and_flush(attachment); });
   }
   return static_cast<int>(ExitCode::kUsage);
 }

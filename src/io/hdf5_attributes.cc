@@ -116,7 +116,8 @@ std::string Object::attribute_text(const std::string& name) const {
   if (H5Tget_class(type.id()) != H5T_STRING) {
     throw DataError("{}: attribute '{}' is not text", place(), name);
   }
-  if (H5Tis_variable_str(type.id()) > 0) refuse_variable_text(place() + ": attribute '" + name + "'");
+  if (H5Tis_variable_str(type.id()) > 0)
+    refuse_variable_text(place() + ": attribute '" + name + "'");
   std::string out(H5Tget_size(type.id()), '\0');
   if (H5Aread(attribute.id(), type.id(), out.data()) < 0) {
     fail_read(place(), "read attribute '" + name + "'");

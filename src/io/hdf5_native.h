@@ -1,5 +1,5 @@
-// What the HDF5 wrapper's own sources share: types, property lists, errors. The library's C interface
-// stays behind this header.
+// What the HDF5 wrapper's own sources share: types, property lists, errors. The library's C
+// interface stays behind this header.
 #pragma once
 
 #include <hdf5.h>

@@ -54,16 +54,12 @@ Arena::~Arena() {
 
 void* Arena::take_bytes(size_t bytes) {
   const size_t size = round_up(bytes, kAlignment);
-  if (measuring_) {
-    used_ += size;
-    return nullptr;
-  }
   // The request itself, for its rounded size could have wrapped around; capacity and use are whole
   // units.
-  if (bytes > capacity_ - used_) {
+  if (!measuring_ && bytes > capacity_ - used_) {
     throw ShapeError("arena of {} bytes holds {} and cannot give {} more", capacity_, used_, bytes);
   }
-  void* piece = base_ + used_;
+  void* piece = measuring_ ? nullptr : base_ + used_;
   used_ += size;
   peak_ = std::max(peak_, used_);
   return piece;

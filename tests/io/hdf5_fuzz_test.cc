@@ -1,4 +1,5 @@
-// Damaged HDF5 files: read to the end in child processes, since the library itself is under test too.
+// Damaged HDF5 files: read to the end in child processes, since the library itself is under test
+// too.
 #include <sys/wait.h>
 #include <unistd.h>
 #include <catch2/catch.hpp>
@@ -27,8 +28,10 @@ void write_sample(const std::string& path) {
   file.write<float>("plain", std::vector<float>(100, 1.5f));
   file.write<int64_t>("deep/er/table", std::vector<int64_t>(60, 7), {3, 4, 5});
   file.write_strings("names", {"one", "two", "", "four"});
-  const h5::Layout layout = {.chunk = {32}, .deflate = 4, .shuffle = true, .checksum = true, .growable = true};
-  file.create_dataset("packed", h5::ElementType::kI32, {0}, layout).append<int32_t>(std::vector<int32_t>(100, -9));
+  const h5::Layout layout = {
+      .chunk = {32}, .deflate = 4, .shuffle = true, .checksum = true, .growable = true};
+  file.create_dataset("packed", h5::ElementType::kI32, {0}, layout)
+      .append<int32_t>(std::vector<int32_t>(100, -9));
   file.close();
 }
 

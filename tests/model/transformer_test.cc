@@ -3,6 +3,7 @@
 #include <catch2/catch.hpp>
 #include <cmath>
 
+#include "shape/accounting.h"
 #include "tests/model/tiny_model.h"
 
 namespace degu {
@@ -190,4 +191,20 @@ TEST_CASE("a token's output does not depend on the rest of the batch") {
 }
 
 }  // namespace
+
+TEST_CASE("the accounting knows what a token leaves behind for the backward pass") {
+  for (const Case& c : architectures()) {
+    const ModelShape shape = c.shape.resolved();
+    Context context;
+    ParameterSet parameters(context, shape, DType::kF32, {0, shape.moe.experts}, true);
+    const Transformer model(parameters, nullptr, false);
+    Arena arena = Arena::measuring();
+    constexpr int64_t kTokens = 4096;
+    model.take(arena, kTokens, 1, true);
+    INFO(c.name);
+    CHECK(static_cast<double>(arena.used()) / kTokens ==
+          Approx(activation_bytes_per_token(shape, 4)).epsilon(0.02));
+  }
+}
+
 }  // namespace degu
