@@ -87,29 +87,94 @@ void store_part(const Part& sum, bool add, int64_t n, float* to) {
       });
 }
 
+// out = (0 + a) + b, where b may be absent.
+template <bool kStream, bool kPair, class T>
+void sum_pair(const T* a, const T* b, int64_t width, bool add, float* out) {
+  each_vector(
+      0, width,
+      [&](int64_t i) {
+        VecF value = zero() + load(a + i);
+        if constexpr (kPair) value = value + load(b + i);
+        add ? store(out + i, load(out + i) + value) : put<kStream>(out + i, value);
+      },
+      [&](int64_t i, int k) {
+        VecF value = zero() + load(a + i, k);
+        if constexpr (kPair) value = value + load(b + i, k);
+        store(out + i, add ? load(out + i, k) + value : value, k);
+      });
+}
+
+// Neighbouring rows of one unit, and the buffers to join before they are summed into `into`.
+struct Leaf {
+  int64_t begin;
+  int64_t end;
+  int joins;
+  int into;
+};
+
+// A plan holds this many leaves; a token with more rows is summed straight from its tree.
+inline constexpr int kPlanLeaves = 64;
+
 // One row of the gradient: its summands are rows row[0] < row[1] < … of dy, which already stand in
 // order of their units.
 template <bool kStream, class T>
 void sum_token(const SlotArgs& args, const T* dy, const int32_t* row, int64_t count, float* out) {
+  // Any tree over one or two rows is their sum. Most of a vocabulary is that rare.
+  const auto at = [&](int64_t r) { return dy + row[r] * args.width; };
+  if (count == 1) return sum_pair<kStream, false>(at(0), at(0), args.width, args.add, out);
+  if (count == 2) return sum_pair<kStream, true>(at(0), at(1), args.width, args.add, out);
+
   std::array<Part, 32> sums;
   const auto join = [&](int into, int from) {
     Part& to = sums[static_cast<size_t>(into)];
     const Part& other = sums[static_cast<size_t>(from)];
     for (int i = 0; i < kVectors; ++i) to.v[i] = to.v[i] + other.v[i];
   };
-  for (int64_t column = 0; column < args.width; column += kColumns) {
-    const int64_t n = std::min(kColumns, args.width - column);
-    TreeStack tree;
+  // What to sum and when to join is the same for all columns: found once, while it fits.
+  std::array<Leaf, kPlanLeaves> plan;  // NOLINT(cppcoreguidelines-pro-type-member-init)
+  int leaves = 0, last_joins = 0;
+  const auto each_leaf = [&](TreeStack& tree, auto&& joined, auto&& visit) {
     int64_t unit = 0;
     for (int64_t next = 0; next < count;) {
       while (row[next] >= args.unit_end[unit]) ++unit;
       int64_t end = next + 1;
       while (end < count && row[end] < args.unit_end[unit]) ++end;
-      sums[static_cast<size_t>(tree.push(unit, join))] =
-          sum_rows(dy, args.width, column, n, row + next, end - next);
+      visit(next, end, tree.push(unit, joined));
       next = end;
     }
-    tree.finish(join);
+    tree.finish(joined);
+  };
+  const bool planned = count <= kPlanLeaves;
+  if (planned) {
+    TreeStack tree;
+    int joins = 0;
+    each_leaf(
+        tree, [&](int, int) { ++joins; },
+        [&](int64_t begin, int64_t end, int into) {
+          plan[static_cast<size_t>(leaves++)] = {begin, end, joins, into};
+          joins = 0;
+        });
+    last_joins = joins;
+  }
+  for (int64_t column = 0; column < args.width; column += kColumns) {
+    const int64_t n = std::min(kColumns, args.width - column);
+    const auto fill = [&](int64_t begin, int64_t end, int into) {
+      sums[static_cast<size_t>(into)] =
+          sum_rows(dy, args.width, column, n, row + begin, end - begin);
+    };
+    if (planned) {
+      int top = -1;
+      for (int l = 0; l < leaves; ++l) {
+        const Leaf& leaf = plan[static_cast<size_t>(l)];
+        for (int j = 0; j < leaf.joins; ++j, --top) join(top - 1, top);
+        fill(leaf.begin, leaf.end, leaf.into);
+        top = leaf.into;
+      }
+      for (int j = 0; j < last_joins; ++j, --top) join(top - 1, top);
+    } else {
+      TreeStack tree;
+      each_leaf(tree, join, fill);
+    }
     if (count == 0) {
       for (VecF& each : sums[0].v) each = zero();
     }
@@ -138,10 +203,20 @@ void backward_typed(Context& context, AnyView dy, std::span<const int32_t> token
     const T* dy_slot = static_cast<const T*>(dy.data) + first_row * width;
     float* table = out + slot * vocab * width;
     // Few tokens carry most of a text's rows: small pieces, taken as threads become free.
-    constexpr int64_t kPiece = 32;
+    constexpr int64_t kPiece = 64;
+    const int64_t row_bytes = width * static_cast<int64_t>(sizeof(T));
+    const int64_t ahead = rows_ahead(row_bytes);
     context.parallel_dynamic((vocab + kPiece - 1) / kPiece, [&](int64_t task, int) {
-      for (int64_t v = task * kPiece; v < std::min(vocab, (task + 1) * kPiece); ++v) {
+      const int64_t last = std::min(vocab, (task + 1) * kPiece);
+      int64_t asked = sorted.first[task * kPiece];  // rows before this one are on their way
+      for (int64_t v = task * kPiece; v < last; ++v) {
         const int64_t count = sorted.first[v + 1] - sorted.first[v];
+        // Of a frequent token only the first rows: the others would push each other out.
+        const int64_t own = sorted.first[v] + std::min<int64_t>(count, 16);
+        const int64_t wanted = std::min(sorted.first[last], own + ahead);
+        for (asked = std::max(asked, sorted.first[v]); asked < wanted; ++asked) {
+          prefetch_row(dy_slot + sorted.row[asked] * width, row_bytes);
+        }
         if (count == 0 && args.add) continue;
         const int32_t* row = sorted.row + sorted.first[v];
         past_caches ? sum_token<true>(args, dy_slot, row, count, table + v * width)

@@ -62,24 +62,38 @@ inline float square_sum(const bf16* row, int64_t width) {
   return sum_lanes(sum0 + sum1);
 }
 
-template <bool kStream, class T>
-void forward_rows(const T* x, const float* gain, double eps, T* y, float* inv, int64_t width,
-                  int64_t begin, int64_t end) {
-  for (int64_t t = begin; t < end; ++t) {
-    const T* row = x + t * width;
-    T* out = y + t * width;
-    const float squares = square_sum(row, width);
-    const double mean = static_cast<double>(squares) / static_cast<double>(width);
-    const auto scale = static_cast<float>(1.0 / std::sqrt(mean + eps));
-    if (inv != nullptr) inv[t] = scale;
-    const VecF s = broadcast(scale);
-    each_vector(
-        0, width, [&](int64_t i) { put<kStream>(out + i, (load(row + i) * s) * load(gain + i)); },
+// Rows whose sums, square roots and quotients are under way together: one row alone would wait for
+// each of its steps.
+inline constexpr int kTogether = 4;
+
+// `gain` in the order of each_duo. The lines kTogether rows on are asked for while these rows are
+// written: the pause between two bursts of reading is longer than the hardware's prefetching
+// bridges.
+template <bool kStream, int kRows, class T>
+void forward_rows(const T* x, const float* gain, double eps, T* y, float* inv, int64_t width) {
+  float squares[kRows], scale[kRows];
+  for (int r = 0; r < kRows; ++r) squares[r] = square_sum(x + r * width, width);
+  for (int r = 0; r < kRows; ++r) {
+    const double mean = static_cast<double>(squares[r]) / static_cast<double>(width);
+    scale[r] = static_cast<float>(1.0 / std::sqrt(mean + eps));
+    if (inv != nullptr) inv[r] = scale[r];
+  }
+  for (int r = 0; r < kRows; ++r) {
+    const T* row = x + r * width;
+    const T* next = row + kRows * width;
+    T* out = y + r * width;
+    const VecF s = broadcast(scale[r]);
+    each_duo(
+        0, width,
+        [&](int64_t i) {
+          prefetch_duo(next + i);
+          const Duo v = load_duo(row + i), g = load_duo(gain + i);
+          put<kStream>(out + i, Duo{(v.a * s) * g.a, (v.b * s) * g.b});
+        },
         [&](int64_t i, int count) {
           store(out + i, (load(row + i, count) * s) * load(gain + i, count), count);
         });
   }
-  if constexpr (kStream) stream_fence();
 }
 
 template <class T>
@@ -91,12 +105,22 @@ void forward_typed(Context& context, AnyView x, AnyView gain, double eps, AnyVie
   const auto* g = static_cast<const float*>(gain.data);
   auto* kept = static_cast<float*>(inv.data);
   const bool past_caches = out != in && streams(out, rows, width);
+  ScratchScope scope(context.scratch());
+  float* ordered = context.scratch().take<float>({width}).data();
+  in_duo_order<T>(g, width, ordered);
+  const auto advance = [&]<int kRows>(int64_t t, std::integral_constant<int, kRows>) {
+    const int64_t at = t * width;
+    float* inv_at = kept != nullptr ? kept + t : nullptr;
+    past_caches ? forward_rows<true, kRows>(in + at, ordered, eps, out + at, inv_at, width)
+                : forward_rows<false, kRows>(in + at, ordered, eps, out + at, inv_at, width);
+  };
   sweep_rows(context, rows, width, [&](int64_t begin, int64_t end) {
-    if (past_caches) {
-      forward_rows<true>(in, g, eps, out, kept, width, begin, end);
-    } else {
-      forward_rows<false>(in, g, eps, out, kept, width, begin, end);
+    int64_t t = begin;
+    for (; t + kTogether <= end; t += kTogether) {
+      advance(t, std::integral_constant<int, kTogether>{});
     }
+    for (; t < end; ++t) advance(t, std::integral_constant<int, 1>{});
+    if (past_caches) stream_fence();
   });
 }
 
@@ -115,23 +139,39 @@ struct BackwardArgs {
   int64_t width;
 };
 
+// sum_i gain_i d_i v_i over a row, in four interleaved partial sums: an order fixed by `width`.
+template <class T>
+float weighted_dot(const float* gain, const T* d, const T* v, int64_t width) {
+  VecF sum0 = zero(), sum1 = zero(), sum2 = zero(), sum3 = zero();
+  const auto add = [&](int64_t i, VecF& even, VecF& odd) {
+    const Duo g = load_duo(gain + i), a = load_duo(d + i), b = load_duo(v + i);
+    even = fma(g.a * a.a, b.a, even);
+    odd = fma(g.b * a.b, b.b, odd);
+  };
+  int64_t i = 0;
+  for (; i + 2 * kDuo <= width; i += 2 * kDuo) {
+    add(i, sum0, sum1);
+    add(i + kDuo, sum2, sum3);
+  }
+  each_duo(
+      i, width, [&](int64_t at) { add(at, sum0, sum1); },
+      [&](int64_t at, int n) {
+        sum2 = fma(load(gain + at, n) * load(d + at, n), load(v + at, n), sum2);
+      });
+  return sum_lanes((sum0 + sum1) + (sum2 + sum3));
+}
+
 // dx of kRows neighbouring rows, and their parts of dgain added to `dgain` in row order: gain and
-// dgain pass through registers once for all of them.
-template <bool kStream, int kRows, class T>
+// dgain, both in the order of each_duo, pass through registers once for all of them. Rows of dx are
+// written in turns of whole lines, which non-temporal stores need.
+template <bool kStream, bool kAdd, int kRows, class T>
 void backward_rows(const BackwardArgs& args, const T* dy, const T* x, const float* inv,
                    const T* add, T* dx, float* dgain) {
   const int64_t width = args.width;
   const float* gain = args.gain;
   VecF r[kRows], c[kRows];
   for (int row = 0; row < kRows; ++row) {
-    const T* d = dy + row * width;
-    const T* v = x + row * width;
-    const float dot = row_sum(
-        width,
-        [&](VecF sum, int64_t i) { return fma(load(gain + i) * load(d + i), load(v + i), sum); },
-        [&](VecF sum, int64_t i, int n) {
-          return fma(load(gain + i, n) * load(d + i, n), load(v + i, n), sum);
-        });
+    const float dot = weighted_dot(gain, dy + row * width, x + row * width, width);
     r[row] = broadcast(inv[row]);
     c[row] = broadcast(dot / static_cast<float>(width) * inv[row] * inv[row]);
   }
@@ -140,24 +180,32 @@ void backward_rows(const BackwardArgs& args, const T* dy, const T* x, const floa
     sum = fma(dr, v, sum);
     return fma(dr, g, carried - (v * r[row]) * c[row]);
   };
-  each_vector(
+  const Duo nothing = {zero(), zero()};
+  each_duo(
       0, width,
       [&](int64_t i) {
-        const VecF g = load(gain + i);
-        VecF sum = load(dgain + i);
+        const Duo g = load_duo(gain + i);
+        Duo sum = load_duo(dgain + i);
+#pragma GCC unroll 4
         for (int row = 0; row < kRows; ++row) {
           const int64_t at = row * width + i;
-          const VecF carried = add != nullptr ? load(add + at) : zero();
-          put<kStream>(dx + at, step(row, g, load(dy + at), load(x + at), carried, sum));
+          const int64_t next = at + kRows * width;
+          prefetch_duo(dy + next);
+          prefetch_duo(x + next);
+          if constexpr (kAdd) prefetch_duo(add + next);
+          const Duo d = load_duo(dy + at), v = load_duo(x + at);
+          const Duo carried = kAdd ? load_duo(add + at) : nothing;
+          put<kStream>(dx + at, Duo{step(row, g.a, d.a, v.a, carried.a, sum.a),
+                                    step(row, g.b, d.b, v.b, carried.b, sum.b)});
         }
-        store(dgain + i, sum);
+        store_duo(dgain + i, sum);
       },
       [&](int64_t i, int n) {
         const VecF g = load(gain + i, n);
         VecF sum = load(dgain + i, n);
         for (int row = 0; row < kRows; ++row) {
           const int64_t at = row * width + i;
-          const VecF carried = add != nullptr ? load(add + at, n) : zero();
+          const VecF carried = kAdd ? load(add + at, n) : zero();
           store(dx + at, step(row, g, load(dy + at, n), load(x + at, n), carried, sum), n);
         }
         store(dgain + i, sum, n);
@@ -216,9 +264,7 @@ template <class T>
 void backward_typed(Context& context, AnyView dy, AnyView x, AnyView gain, AnyView inv,
                     const UnitSegments& segments, AnyView add, AnyView dx, AnyView dgain,
                     Write write) {
-  const BackwardArgs args{static_cast<const float*>(gain.data), static_cast<const float*>(inv.data),
-                          gain.elements()};
-  const int64_t width = args.width;
+  const int64_t width = gain.elements();
   const auto* in_dy = static_cast<const T*>(dy.data);
   const auto* in_x = static_cast<const T*>(x.data);
   const auto* in_add = static_cast<const T*>(add.data);
@@ -236,6 +282,9 @@ void backward_typed(Context& context, AnyView dy, AnyView x, AnyView gain, AnyVi
   }
 
   ScratchScope scope(context.scratch());
+  float* ordered = context.scratch().take<float>({width}).data();
+  in_duo_order<T>(static_cast<const float*>(gain.data), width, ordered);
+  const BackwardArgs args{ordered, static_cast<const float*>(inv.data), width};
   const auto count = static_cast<int64_t>(blocks.size());
   float* partial_BD = context.scratch().take<float>({std::max<int64_t>(count, 1), width}).data();
   const bool past_caches =
@@ -245,20 +294,25 @@ void backward_typed(Context& context, AnyView dy, AnyView x, AnyView gain, AnyVi
     float* sums = partial_BD + b * width;
     std::fill_n(sums, width, 0.0f);
     const auto advance = [&]<int kRows>(int64_t t, std::integral_constant<int, kRows>) {
-      const T* carried = in_add != nullptr ? in_add + t * width : nullptr;
       const int64_t at = t * width;
-      if (past_caches) {
-        backward_rows<true, kRows>(args, in_dy + at, in_x + at, args.inv + t, carried, out + at,
-                                   sums);
+      const auto rows = [&]<bool kStream, bool kAdd>(std::bool_constant<kStream>,
+                                                     std::bool_constant<kAdd>) {
+        backward_rows<kStream, kAdd, kRows>(args, in_dy + at, in_x + at, args.inv + t,
+                                            kAdd ? in_add + at : nullptr, out + at, sums);
+      };
+      constexpr std::true_type kYes;
+      constexpr std::false_type kNo;
+      if (in_add != nullptr) {
+        past_caches ? rows(kYes, kYes) : rows(kNo, kYes);
       } else {
-        backward_rows<false, kRows>(args, in_dy + at, in_x + at, args.inv + t, carried, out + at,
-                                    sums);
+        past_caches ? rows(kYes, kNo) : rows(kNo, kNo);
       }
     };
     int64_t t = block.begin;
     for (; t + 4 <= block.end; t += 4) advance(t, std::integral_constant<int, 4>{});
     for (; t < block.end; ++t) advance(t, std::integral_constant<int, 1>{});
     if (past_caches) stream_fence();
+    from_duo_order<T>(sums, width);
   });
   join_dgain(context, segments, partial_BD, first_block, width, static_cast<float*>(dgain.data),
              write);

@@ -23,8 +23,17 @@ void copy_row(const void* from, void* to, int64_t bytes) {
   }
 }
 
-inline void prefetch_row(const char* row, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i);
+inline void prefetch_row(const void* row, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(row) + i);
+}
+
+// Where the next rows lie no hardware can guess. Asking for them this many bytes ahead keeps enough
+// lines on their way to cover memory's latency (100 ns at 20 GB/s a thread are 2 KiB) and leaves
+// the first cache room.
+inline constexpr int64_t kBytesAhead = 6144;
+
+inline int64_t rows_ahead(int64_t row_bytes) {
+  return std::max<int64_t>(1, kBytesAhead / std::max<int64_t>(row_bytes, 1));
 }
 
 // to[r] = from[source[r]] for `rows` rows of `row_bytes`.
@@ -33,10 +42,13 @@ inline void copy_rows(Context& context, const void* from, const int32_t* source,
   const auto* in = static_cast<const char*>(from);
   auto* out = static_cast<char*>(to);
   const bool past_caches = streams(out, rows, row_bytes);
+  const int64_t ahead = rows_ahead(row_bytes);
   sweep_rows(context, rows, row_bytes / 2, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
-      // Where the next row lies no hardware can guess.
-      if (r + 1 < end) prefetch_row(in + int64_t{source[r + 1]} * row_bytes, row_bytes);
+      // Past the end of the task too: a thread's tasks follow one another.
+      if (r + ahead < rows) {
+        prefetch_row(in + int64_t{source[r + ahead]} * row_bytes, row_bytes);
+      }
       const char* row = in + int64_t{source[r]} * row_bytes;
       past_caches ? copy_row<true>(row, out + r * row_bytes, row_bytes)
                   : copy_row<false>(row, out + r * row_bytes, row_bytes);

@@ -81,16 +81,22 @@ inline Half load_half(const bf16* p, int n) {
 inline VecF widen(Half a) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(a), 16))};
 }
-inline Half narrow(VecF a) {
-#if defined(__AVX512BF16__)
-  return (__m256i)_mm512_cvtneps_pbh(a.v);
-#else
+#if !defined(__AVX512BF16__)
+// The upper half of each lane is the bf16.
+inline __m512i rounded_words(VecF a) {
   const __m512i word = _mm512_castps_si512(a.v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(word, 16), _mm512_set1_epi32(1));
   const __m512i up = _mm512_add_epi32(word, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
   const __m512i quiet = _mm512_or_si512(word, _mm512_set1_epi32(0x400000));
   const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
-  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(up, nan, quiet), 16));
+  return _mm512_mask_mov_epi32(up, nan, quiet);
+}
+#endif
+inline Half narrow(VecF a) {
+#if defined(__AVX512BF16__)
+  return (__m256i)_mm512_cvtneps_pbh(a.v);
+#else
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded_words(a), 16));
 #endif
 }
 inline VecF load(const bf16* p) {
@@ -157,6 +163,22 @@ inline VecPairs zip(Half even, Half odd) {
   return {_mm512_or_si512(_mm512_cvtepu16_epi32(even),
                           _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16))};
 }
+// The same of narrow(even) and narrow(odd).
+inline VecPairs narrow_pairs(VecF even, VecF odd) {
+#if defined(__AVX512BF16__)
+  const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh(odd.v, even.v);  // even in the low half
+  const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9,
+                                              24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17,
+                                              1, 16, 0);
+  return {_mm512_permutexvar_epi16(interleave, halves)};
+#else
+  const __m512i high = _mm512_and_si512(rounded_words(odd), _mm512_set1_epi32(-65536));
+  return {_mm512_or_si512(_mm512_srli_epi32(rounded_words(even), 16), high)};
+#endif
+}
+inline void stream_pairs(void* p, VecPairs a) {
+  _mm512_stream_si512(static_cast<__m512i*>(p), a.v);
+}
 inline VecPairs broadcast_word(uint32_t word) {
   return {_mm512_set1_epi32(static_cast<int32_t>(word))};
 }
@@ -216,13 +238,17 @@ inline Half load_half(const bf16* p, int n) {
 inline VecF widen(Half a) {
   return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(a), 16))};
 }
-inline Half narrow(VecF a) {
+// The upper half of each lane is the bf16.
+inline __m256i rounded_words(VecF a) {
   const __m256i word = _mm256_castps_si256(a.v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(word, 16), _mm256_set1_epi32(1));
   const __m256i up = _mm256_add_epi32(word, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
   const __m256i quiet = _mm256_or_si256(word, _mm256_set1_epi32(0x400000));
   const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q));
-  const __m256i high = _mm256_srli_epi32(_mm256_blendv_epi8(up, quiet, nan), 16);
+  return _mm256_blendv_epi8(up, quiet, nan);
+}
+inline Half narrow(VecF a) {
+  const __m256i high = _mm256_srli_epi32(rounded_words(a), 16);
   return _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
 }
 inline VecF load(const bf16* p) {
@@ -297,6 +323,13 @@ inline void store_pairs(void* p, VecPairs a, int n) {
 inline VecPairs zip(Half even, Half odd) {
   return {_mm256_or_si256(_mm256_cvtepu16_epi32(even),
                           _mm256_slli_epi32(_mm256_cvtepu16_epi32(odd), 16))};
+}
+// The same of narrow(even) and narrow(odd).
+inline VecPairs narrow_pairs(VecF even, VecF odd) {
+  return {_mm256_blend_epi16(_mm256_srli_epi32(rounded_words(even), 16), rounded_words(odd), 0xaa)};
+}
+inline void stream_pairs(void* p, VecPairs a) {
+  _mm256_stream_si256(static_cast<__m256i*>(p), a.v);
 }
 inline VecPairs broadcast_word(uint32_t word) {
   return {_mm256_set1_epi32(static_cast<int32_t>(word))};
@@ -440,6 +473,13 @@ inline void store_pairs(void* p, VecPairs a) {
 inline VecPairs zip(Half even, Half odd) {
   return {__builtin_convertvector(odd, Word4) << 16 | __builtin_convertvector(even, Word4)};
 }
+// The same of narrow(even) and narrow(odd).
+inline VecPairs narrow_pairs(VecF even, VecF odd) {
+  return zip(narrow(even), narrow(odd));
+}
+inline void stream_pairs(void* p, VecPairs a) {
+  store_pairs(p, a);
+}
 inline VecPairs broadcast_word(uint32_t word) {
   return {Word4{word, word, word, word}};
 }
@@ -451,6 +491,37 @@ inline VecF odd_of(VecPairs a) {
 }
 
 #endif
+
+// Two vectors of neighbouring elements, in the order that costs least to load: of fp32 one behind
+// the other, of bf16 the even and the odd elements, which are taken apart and joined again without
+// widening. For arithmetic element by element; `in_duo_order` brings a row of fp32 that belongs to
+// the columns into the same order.
+struct Duo {
+  VecF a;
+  VecF b;
+};
+inline constexpr int kDuo = 2 * VecF::kLanes;  // elements
+inline Duo load_duo(const float* p) {
+  return {load(p), load(p + VecF::kLanes)};
+}
+inline Duo load_duo(const bf16* p) {
+  const VecPairs pairs = load_pairs(p);
+  return {even_of(pairs), odd_of(pairs)};
+}
+inline void store_duo(float* p, Duo x) {
+  store(p, x.a);
+  store(p + VecF::kLanes, x.b);
+}
+inline void store_duo(bf16* p, Duo x) {
+  store_pairs(p, narrow_pairs(x.a, x.b));
+}
+inline void stream_duo(float* p, Duo x) {
+  stream(p, x.a);
+  stream(p + VecF::kLanes, x.b);
+}
+inline void stream_duo(bf16* p, Duo x) {
+  stream_pairs(p, narrow_pairs(x.a, x.b));
+}
 
 // The same 32-bit pair (p[0], p[1]) in every lane; with one element the second counts as 0.
 inline VecPairs broadcast_pair(const bf16* p) {
