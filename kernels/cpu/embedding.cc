@@ -37,7 +37,7 @@ RowsByToken sort_rows(Arena& arena, std::span<const int32_t> tokens, int64_t voc
 }
 
 // Vectors of one row that are summed at a time: they stay in registers while the rows pass.
-inline constexpr int kVectors = 8;
+inline constexpr int kVectors = VecF::kLanes == 16 ? 16 : 8;
 inline constexpr int64_t kColumns = kVectors * VecF::kLanes;
 struct Part {
   VecF v[kVectors];
@@ -49,27 +49,28 @@ struct SlotArgs {
   bool add;
 };
 
-// Columns [column, column + n) of rows row[0 … count - 1], n <= kColumns.
+// out = columns [column, column + n) of rows row[0 … count - 1], n <= kColumns.
 template <class T>
-Part sum_rows(const T* dy, int64_t width, int64_t column, int64_t n, const int32_t* row,
-              int64_t count) {
-  Part sum;
-  for (VecF& each : sum.v) each = zero();
+void sum_rows(const T* dy, int64_t width, int64_t column, int64_t n, const int32_t* row,
+              int64_t count, Part& out) {
+  VecF sum[kVectors];  // not `out` itself, which the compiler would keep in memory
+  for (VecF& each : sum) each = zero();
   if (n == kColumns) {
     for (int64_t r = 0; r < count; ++r) {
       const T* from = dy + row[r] * width + column;
-      for (int i = 0; i < kVectors; ++i) sum.v[i] = sum.v[i] + load(from + i * VecF::kLanes);
+#pragma GCC unroll 16
+      for (int i = 0; i < kVectors; ++i) sum[i] = sum[i] + load(from + i * VecF::kLanes);
     }
-    return sum;
+  } else {
+    for (int64_t r = 0; r < count; ++r) {
+      const T* from = dy + row[r] * width + column;
+      int vector = 0;
+      each_vector(
+          0, n, [&](int64_t i) { sum[vector] = sum[vector] + load(from + i), ++vector; },
+          [&](int64_t i, int k) { sum[vector] = sum[vector] + load(from + i, k); });
+    }
   }
-  for (int64_t r = 0; r < count; ++r) {
-    const T* from = dy + row[r] * width + column;
-    int vector = 0;
-    each_vector(
-        0, n, [&](int64_t i) { sum.v[vector] = sum.v[vector] + load(from + i), ++vector; },
-        [&](int64_t i, int k) { sum.v[vector] = sum.v[vector] + load(from + i, k); });
-  }
-  return sum;
+  for (int i = 0; i < kVectors; ++i) out.v[i] = sum[i];
 }
 
 template <bool kStream>
@@ -159,8 +160,8 @@ void sum_token(const SlotArgs& args, const T* dy, const int32_t* row, int64_t co
   for (int64_t column = 0; column < args.width; column += kColumns) {
     const int64_t n = std::min(kColumns, args.width - column);
     const auto fill = [&](int64_t begin, int64_t end, int into) {
-      sums[static_cast<size_t>(into)] =
-          sum_rows(dy, args.width, column, n, row + begin, end - begin);
+      sum_rows(dy, args.width, column, n, row + begin, end - begin,
+               sums[static_cast<size_t>(into)]);
     };
     if (planned) {
       int top = -1;

@@ -23,14 +23,17 @@ void copy_row(const void* from, void* to, int64_t bytes) {
   }
 }
 
+// Into the second cache: the first one can wait for fewer lines at a time.
 inline void prefetch_row(const void* row, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(row) + i);
+  for (int64_t i = 0; i < bytes; i += 64) {
+    __builtin_prefetch(static_cast<const char*>(row) + i, 0, 2);
+  }
 }
 
 // Where the next rows lie no hardware can guess. Asking for them this many bytes ahead keeps enough
-// lines on their way to cover memory's latency (100 ns at 20 GB/s a thread are 2 KiB) and leaves
-// the first cache room.
-inline constexpr int64_t kBytesAhead = 6144;
+// lines on their way to cover memory's latency (100 ns at 25 GB/s a thread are 2.5 KiB) when it
+// doubles; more brings nothing.
+inline constexpr int64_t kBytesAhead = 8192;
 
 inline int64_t rows_ahead(int64_t row_bytes) {
   return std::max<int64_t>(1, kBytesAhead / std::max<int64_t>(row_bytes, 1));

@@ -167,9 +167,9 @@ inline VecPairs zip(Half even, Half odd) {
 inline VecPairs narrow_pairs(VecF even, VecF odd) {
 #if defined(__AVX512BF16__)
   const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh(odd.v, even.v);  // even in the low half
-  const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9,
-                                              24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17,
-                                              1, 16, 0);
+  const __m512i interleave =
+      _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                       21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   return {_mm512_permutexvar_epi16(interleave, halves)};
 #else
   const __m512i high = _mm512_and_si512(rounded_words(odd), _mm512_set1_epi32(-65536));

@@ -77,12 +77,13 @@ void sweep_rows(Context& context, int64_t rows, int64_t width, Body&& body) {
       tasks, [&](int64_t task, int) { body(task * piece, std::min(rows, (task + 1) * piece)); });
 }
 
-// Asks for the lines of the Duo at `p`, which may lie outside of any array.
+// Asks for the lines of the Duo at `p`, which may lie outside of any array; into the second cache,
+// for the first one can wait for fewer lines at a time.
 template <class T>
 void prefetch_duo(const T* p) {
   constexpr int64_t kBytes = kDuo * static_cast<int64_t>(sizeof(T));
   for (int64_t b = 0; b < kBytes; b += 64) {
-    __builtin_prefetch(reinterpret_cast<const char*>(p) + b);
+    __builtin_prefetch(reinterpret_cast<const char*>(p) + b, 0, 2);
   }
 }
 

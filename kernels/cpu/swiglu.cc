@@ -46,11 +46,15 @@ template <class T>
 
 template <class T>
 void load_all(const T* p, Vecs& v) {
-  for (int j = 0; j < kTogether; ++j) v[j] = load(p + j * VecF::kLanes);
+  for (int j = 0; j < kTogether; j += 2) {
+    const Duo duo = load_duo(p + j * VecF::kLanes);
+    v[j] = duo.a;
+    v[j + 1] = duo.b;
+  }
 }
 template <bool kStream, class T>
 void put_all(T* p, const Vecs& v) {
-  for (int j = 0; j < kTogether; ++j) put<kStream>(p + j * VecF::kLanes, v[j]);
+  for (int j = 0; j < kTogether; j += 2) put<kStream>(p + j * VecF::kLanes, Duo{v[j], v[j + 1]});
 }
 
 // full(i) for each run of kTogether vectors of [begin, end), then part(i, lanes) for what is left.
