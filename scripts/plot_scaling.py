@@ -17,21 +17,17 @@ Prints each file it wrote; a plot that the data do not allow is named with the r
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import pathlib
-import sys
 
 import numpy as np
 
 import plot_style as style
+from matplotlib.colors import BoundaryNorm
 from matplotlib.lines import Line2D
+from plot_style import NotPossible
 from scaling_data import (Fit, Parabola, Runs, fit_parabola, parabola_of_fit, parse_columns,
                           read_fits, read_runs)
-
-
-class NotPossible(Exception):
-    """The data do not allow this plot."""
 
 
 def parabolas(runs: Runs, kind: str, window: float, fits: list[Fit]) -> dict[int, Parabola]:
@@ -134,12 +130,13 @@ def plot_frontier(runs: Runs, fits: list[Fit]) -> style.Figure:
                       label=f"frontier, {kind}" if len(runs.kinds()) < 4 else None)
     for index, fit in enumerate(fits):
         curve = optimum_curve(fit)
-        if curve is None or "L" not in curve or np.isnan(curve["L"]).all():
+        # approach 1 knows no losses but the frontier's own
+        if curve is None or fit.approach == 1 or "L" not in curve or np.isnan(curve["L"]).all():
             continue
-        axis.plot(curve["C"], curve["L"], color=style.BLACK, linestyle=style.LINES[1 + index % 5],
-                  linewidth=1.2, label=f"optimum by {fit.label}")
+        look = {"color": style.BLACK, "linestyle": style.LINES[1 + index % 5]}
+        axis.plot(curve["C"], curve["L"], linewidth=1.2, label=f"optimum by {fit.label}", **look)
         if "L_lo" in curve:
-            axis.fill_between(curve["C"], curve["L_lo"], curve["L_hi"], color=style.GREY, alpha=0.18,
+            axis.fill_between(curve["C"], curve["L_lo"], curve["L_hi"], color=look["color"], alpha=0.15,
                               linewidth=0)
     axis.set_xlabel("C, training compute (FLOPs)")
     axis.set_ylabel("validation loss (nats per token)")
@@ -177,7 +174,7 @@ def plot_optimum(runs: Runs, fits: list[Fit], args: argparse.Namespace) -> style
             look = style.line_of(index)
             exponent = (fit.raw["optimum"]).get("a" if letter == "N" else "b")
             interval = fit.interval("a" if letter == "N" else "b")
-            text = f"{fit.label}: ${letter}^*\\propto C^{{{exponent:.3f}}}$"
+            text = f"{fit.label}: ${letter}_\\mathrm{{opt}}\\propto C^{{{exponent:.3f}}}$"
             if interval:
                 text += f" ({interval[0]:.2f}–{interval[1]:.2f})"
             axis.plot(curve["C"], curve[letter], label=text, **look)
@@ -187,8 +184,8 @@ def plot_optimum(runs: Runs, fits: list[Fit], args: argparse.Namespace) -> style
         axis.set_xlabel("C, training compute (FLOPs)")
         axis.set_yscale("log")
         axis.legend(loc="upper left")
-    axes[0][0].set_ylabel(f"$N^*$, {runs.n_label}")
-    axes[0][1].set_ylabel("$D^*$, training tokens")
+    axes[0][0].set_ylabel(f"$N_\\mathrm{{opt}}$, {runs.n_label}")
+    axes[0][1].set_ylabel("$D_\\mathrm{opt}$, training tokens")
     for axis, values in zip(axes[0], (runs.n, runs.d)):
         low, high = axis.get_ylim()
         # a wild fit or interval must not hide the runs
@@ -228,11 +225,14 @@ def plot_contours(runs: Runs, fits: list[Fit]) -> style.Figure:
     shown = runs.loss[rows]
     low, high = min(loss.min(), shown.min()), max(np.percentile(shown, 98), loss.min() + 0.1)
     levels = np.geomspace(low, high, 13)
-    colours = axis.contourf(n, d, loss, levels=levels, cmap="cividis_r", extend="max")
-    lines = axis.contour(n, d, loss, levels=levels, colors="white", linewidths=0.5)
-    axis.clabel(lines, levels[1::2], fmt="%.2f", fontsize=7)
-    points = axis.scatter(runs.n[rows], runs.d[rows], c=np.clip(shown, low, high), cmap="cividis_r",
-                          vmin=low, vmax=high, s=24, edgecolors="white", linewidths=0.8, zorder=4)
+    # light throughout, so that black lines and labels can be read on all of it
+    colour_map = style.light_map()
+    norm = BoundaryNorm(levels, colour_map.N, extend="max")
+    colours = axis.contourf(n, d, loss, levels=levels, cmap=colour_map, norm=norm, extend="max")
+    lines = axis.contour(n, d, loss, levels=levels, colors=style.GREY, linewidths=0.5)
+    axis.clabel(lines, levels[1::2], fmt="%.2f", fontsize=7, colors="black")
+    axis.scatter(runs.n[rows], runs.d[rows], c=np.clip(shown, low, None), cmap=colour_map, norm=norm, s=26,
+                 edgecolors="black", linewidths=0.9, zorder=5)
     curve = optimum_curve(fit)
     if curve is not None:
         axis.plot(curve["N"], curve["D"], color=style.VERMILION, label="compute-optimal", zorder=3)
@@ -241,19 +241,17 @@ def plot_contours(runs: Runs, fits: list[Fit]) -> style.Figure:
             break
         here = (runs.budget == index) & rows
         order = np.argsort(runs.n[here])
-        axis.plot(runs.n[here][order], runs.d[here][order], color="white", linewidth=0.9,
+        axis.plot(runs.n[here][order], runs.d[here][order], color="black", linewidth=0.8,
                   linestyle=":", label="runs of one budget" if index == 0 else None)
     axis.set_xlim(*n_range)
     axis.set_ylim(*d_range)
     axis.set_xlabel("N, " + runs.n_label)
     axis.set_ylabel("D, training tokens")
     axis.set_title(law_text(fit), fontsize=8.5, fontweight="normal")
-    axis.legend(loc="upper right", frameon=True, facecolor="#444444", edgecolor="none", framealpha=0.9,
-                labelcolor="white")
+    axis.legend(loc="upper right", frameon=True, edgecolor="none", framealpha=0.85)
     axis.grid(False)
     bar = figure.colorbar(colours, ax=axis, label="loss (nats per token); circles: measured", pad=0.02)
     bar.set_ticks(levels[::2], labels=[f"{v:.2f}" for v in levels[::2]])
-    points.set_zorder(5)
     style.log_axis(axis, "x", counts=True)
     style.log_axis(axis, "y", counts=True)
     return figure
@@ -301,6 +299,7 @@ def plot_residuals(runs: Runs, fits: list[Fit]) -> style.Figure:
     axes[0][2].hist(residual, bins=min(25, max(6, len(residual) // 3)), orientation="horizontal",
                     color=style.SKY, edgecolor="white", linewidth=0.5)
     axes[0][2].set_xlabel("runs")
+    axes[0][2].set_xlim(0, 2.1 * axes[0][2].get_xlim()[1])  # room for the note
     style.note(axes[0][2], f"{fit.label}\n{len(residual)} runs\nrms {np.sqrt(np.mean(residual**2)):.2f}")
     return figure
 
@@ -357,19 +356,7 @@ def main() -> None:
         "residuals": lambda: plot_residuals(runs, fits),
         "multipliers": lambda: plot_multipliers(runs, fits),
     }
-    written, skipped = [], {}
-    for name, draw in plots.items():
-        try:
-            written.append(str(style.save(draw(), args.out, name)))
-        except NotPossible as reason:
-            skipped[name] = str(reason)
-    if args.json:
-        print(json.dumps({"written": written, "skipped": skipped}))
-        return
-    for path in written:
-        print(path)
-    for name, reason in skipped.items():
-        print(f"{name}: not drawn: {reason}", file=sys.stderr)
+    style.draw_all(plots, args.out, as_json=args.json)
 
 
 if __name__ == "__main__":

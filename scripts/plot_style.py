@@ -6,9 +6,12 @@ meaning; ordered quantities (budgets, widths) take a ramp whose lightness falls 
 
 from __future__ import annotations
 
+import io
+import json
 import math
 import pathlib
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 
 import matplotlib
 
@@ -17,8 +20,15 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
 import numpy as np  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.colors import LinearSegmentedColormap  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter  # noqa: E402
+from PIL import Image  # noqa: E402  (matplotlib's own dependency)
+
+
+class NotPossible(Exception):
+    """The data do not allow this plot."""
+
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
@@ -54,6 +64,11 @@ def ramp(count: int) -> list[tuple[float, ...]]:
     return [plt.get_cmap("viridis")(v) for v in np.linspace(0.0, 0.82, max(count, 1))]
 
 
+def light_map() -> LinearSegmentedColormap:
+    """The light part of YlGnBu, low values lightest: black can be read on all of it."""
+    return LinearSegmentedColormap.from_list("light", plt.get_cmap("YlGnBu")(np.linspace(0.02, 0.62, 64)))
+
+
 def number(value: float, digits: int = 2) -> str:
     """17840000 -> 17.8M; for labels of counts."""
     if not math.isfinite(value):
@@ -64,7 +79,7 @@ def number(value: float, digits: int = 2) -> str:
     return f"{value:.{digits + 1}g}"
 
 
-def power(value: float, digits: int = 1) -> str:
+def power(value: float, digits: int = 2) -> str:
     """4e11 -> $4 \\times 10^{11}$, with no more digits than the value has."""
     if not value > 0:
         return f"${value:g}$"
@@ -120,12 +135,35 @@ def note(axis: Axes, text: str, x: float = 0.98, y: float = 0.98, **kwargs: obje
 
 
 def save(drawn: Figure, folder: pathlib.Path, name: str) -> pathlib.Path:
-    """NAME.png and NAME.pdf, each put in place whole."""
+    """NAME.png and NAME.pdf, each put in place whole. No creation date: the same data give the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
-    for kind in ("png", "pdf"):
-        partial = folder / f".{name}.partial.{kind}"
-        # no creation date: the same data give the same bytes
-        drawn.savefig(partial, metadata={"CreationDate": None} if kind == "pdf" else {"Software": None})
-        partial.replace(folder / f"{name}.{kind}")
+    buffer = io.BytesIO()
+    drawn.savefig(buffer, format="png", metadata={"Software": None})
+    # 256 colours are enough for a plot and a third of the bytes
+    image = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    partial = folder / f".{name}.partial.png"
+    image.save(partial, optimize=True, dpi=(plt.rcParams["savefig.dpi"],) * 2)
+    partial.replace(folder / f"{name}.png")
+    partial = folder / f".{name}.partial.pdf"
+    drawn.savefig(partial, metadata={"CreationDate": None})
+    partial.replace(folder / f"{name}.pdf")
     plt.close(drawn)
     return folder / f"{name}.png"
+
+
+def draw_all(plots: dict[str, Callable[[], Figure]], folder: pathlib.Path, *, as_json: bool,
+             skipped: dict[str, str] | None = None) -> None:
+    """Draws each plot that the data allow and prints the files; the others are named with the reason."""
+    written, skipped = [], dict(skipped or {})
+    for name, draw in plots.items():
+        try:
+            written.append(str(save(draw(), folder, name)))
+        except NotPossible as reason:
+            skipped[name] = str(reason)
+    if as_json:
+        print(json.dumps({"written": written, "skipped": skipped}))
+        return
+    for path in written:
+        print(path)
+    for name, reason in skipped.items():
+        print(f"{name}: not drawn: {reason}", file=sys.stderr)

@@ -2,7 +2,7 @@
 """Plots of training runs, from the metrics.jsonl, config.yaml and result.json in their folders.
 
   scripts/plot_training.py runs/base runs/wide --out runs/plots
-  scripts/plot_training.py --runs runs/lr-scan --out runs/plots        only the learning-rate transfer
+  scripts/plot_training.py --runs runs/lr/muP runs/lr/standard --out runs/plots   only the learning-rate transfer
 
 Draws, as PNG and PDF and as far as the data allow:
   losses          training loss (every step and its running mean) and validation loss over tokens
@@ -26,13 +26,10 @@ import numpy as np
 import plot_style as style
 from degu_yaml import load_yaml
 from matplotlib.colors import BoundaryNorm
+from plot_style import NotPossible
 from scaling_data import Runs, parse_columns, read_runs
 
 MOST_LINES = 6  # runs told apart in one plot
-
-
-class NotPossible(Exception):
-    """The data do not allow this plot."""
 
 
 @dataclasses.dataclass
@@ -114,6 +111,7 @@ def plot_losses(runs: list[TrainingRun]) -> style.Figure:
 
 def plot_utilisation(runs: list[TrainingRun]) -> style.Figure:
     figure, axes = style.figure(style.TWO_COLUMNS, 2.9, 1, 2, sharex=True)
+    highest: dict[style.Axes, float] = {}  # of the running means: a spike of one step must not set the scale
     unit, seconds = ("minutes", 60) if max(r.steps[-1]["seconds"] for r in runs) > 180 else ("seconds", 1)
     for index, run in enumerate(runs[:MOST_LINES]):
         look = style.line_of(index)
@@ -127,6 +125,7 @@ def plot_utilisation(runs: list[TrainingRun]) -> style.Figure:
         per_rate = np.median(run.column("utilisation") / run.column("tokens_per_second"))
         at, window = time[1:][good] / seconds, max(1, good.sum() // 60)
         for axis, values in ((axes[0][0], rate), (axes[0][1], 100 * rate * per_rate)):
+            highest[axis] = max(highest.get(axis, 0.0), running_mean(values, window).max())
             axis.plot(at, values, color=look["color"], alpha=0.2, linewidth=0.6)
             axis.plot(at, running_mean(values, window), label=f"{run.name}: median "
                       f"{style.number(float(np.median(values)))}", **look)
@@ -135,7 +134,7 @@ def plot_utilisation(runs: list[TrainingRun]) -> style.Figure:
     axes[0][0].yaxis.set_major_formatter(lambda value, _: style.number(value))
     for axis in axes[0]:
         axis.set_xlabel(f"time in steps ({unit})")
-        axis.set_ylim(0, axis.get_ylim()[1] * 1.25)
+        axis.set_ylim(0, highest[axis] * (1.2 + 0.09 * min(len(runs), MOST_LINES)))
         axis.legend(loc="upper right")
     return figure
 
@@ -185,12 +184,13 @@ def runs_as_points(runs: list[TrainingRun]) -> list[tuple[str, float, float, flo
     return points
 
 
-def table_as_points(runs: Runs) -> list[tuple[str, float, float, float]]:
+def table_as_points(runs: Runs, title: str = "") -> list[tuple[str, float, float, float]]:
+    """The same of a run table; `title` goes before the kind of model."""
     needed = ("width", "layers", "learning_rate")
     if missing := [name for name in needed if name not in runs.columns]:
         raise NotPossible(f"the run table has no column {missing[0]}")
     columns = {name: runs.columns[name].astype(float) for name in needed}
-    return [(f"{kind}, {layers:g} blocks", width, rate, loss)
+    return [(f"{title}{kind}, {layers:g} blocks", width, rate, loss)
             for kind, layers, width, rate, loss in zip(
                 runs.kind, columns["layers"], columns["width"], columns["learning_rate"], runs.loss)]
 
@@ -202,7 +202,7 @@ def plot_lr_transfer(points: list[tuple[str, float, float, float]]) -> style.Fig
     curves = {key: curve for key, curve in curves.items() if len(curve) >= 3}
     if len(curves) < 2:
         raise NotPossible("needs two widths with three learning rates each")
-    kinds = sorted({kind for kind, _ in curves})
+    kinds = list(dict.fromkeys(kind for kind, _ in curves))
     widths = sorted({width for _, width in curves})
     figure, axes = style.figure(style.ONE_COLUMN if len(kinds) == 1 else style.TWO_COLUMNS, 3.2, 1,
                                 len(kinds), sharey=True)
@@ -230,8 +230,8 @@ def plot_lr_transfer(points: list[tuple[str, float, float, float]]) -> style.Fig
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("folders", type=pathlib.Path, nargs="*", help="folders of runs")
-    parser.add_argument("--runs", type=pathlib.Path, metavar="RUNS.csv",
-                        help="run table or sweep's folder for the learning-rate transfer")
+    parser.add_argument("--runs", type=pathlib.Path, metavar="RUNS.csv", nargs="+",
+                        help="run tables or sweeps' folders for the learning-rate transfer, a panel each")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for the plots")
     parser.add_argument("--json", action="store_true", help="print one object: files and what was skipped")
     args = parser.parse_args()
@@ -247,26 +247,17 @@ def main() -> None:
             name = "expert_load" if len(runs) == 1 else "expert_load_" + re.sub(r"\W+", "-", run.name)
             plots[name] = lambda run=run: plot_expert_load(run)
     if args.runs:
-        plots["lr_transfer"] = lambda: plot_lr_transfer(
-            table_as_points(read_runs(args.runs, parse_columns(None))))
+        plots["lr_transfer"] = lambda: plot_lr_transfer([
+            point for path in args.runs
+            for point in table_as_points(read_runs(path, parse_columns(None)),
+                                         f"{path.stem}: " if len(args.runs) > 1 else "")])
     elif len(runs) > 1:
         plots["lr_transfer"] = lambda: plot_lr_transfer(runs_as_points(runs))
 
-    written, skipped = [], {}
+    skipped = {}
     if len(runs) > MOST_LINES:
         skipped["runs"] = f"losses and utilisation show the first {MOST_LINES} of {len(runs)} runs"
-    for name, draw in plots.items():
-        try:
-            written.append(str(style.save(draw(), args.out, name)))
-        except NotPossible as reason:
-            skipped[name] = str(reason)
-    if args.json:
-        print(json.dumps({"written": written, "skipped": skipped}))
-        return
-    for path in written:
-        print(path)
-    for name, reason in skipped.items():
-        print(f"{name}: not drawn: {reason}", file=sys.stderr)
+    style.draw_all(plots, args.out, as_json=args.json, skipped=skipped)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,12 @@
 #include <zlib.h>
 
 #include <catch2/catch.hpp>
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 
+#include "base/error.h"
+#include "base/random.h"
 #include "scaling/csv.h"
 #include "scaling/run_table.h"
 #include "scaling/selection.h"
@@ -97,6 +100,87 @@ TEST_CASE("tokens from FLOPs, constants for columns, conditions, the highest los
   CHECK(some.flops[0] == Approx(6 * 3e6 * 1.5e9));
   CHECK_THROWS_AS(parse_columns("Z=a"), ConfigError);
   CHECK_THROWS_AS(parse_columns("N"), ConfigError);
+}
+
+// Reads and selects; an error must be one of ours and name the file.
+bool survives(const std::string& path) {
+  SelectionOptions options;
+  options.columns = {{"N", "N"}, {"D", "D"}, {"L", "loss"}};
+  try {
+    const Selection chosen = select_runs(RunTable::read(path), options);
+    for (const Observation& o : chosen.data)
+      if (!(o.x.n > 0 && o.x.d > 0 && o.loss > 0 && std::isfinite(o.loss))) return false;
+    return true;
+  } catch (const DataError& error) {
+    return std::string(error.what()).find(path) != std::string::npos;
+  } catch (const IoError& error) {
+    return std::string(error.what()).find(path) != std::string::npos;
+  }
+}
+
+TEST_CASE("random bytes and damaged tables end in a table or an error that names the file") {
+  const Folder folder;
+  const RandomStream random(11, "csv fuzz");
+  uint64_t draw = 0;
+  const auto below = [&](uint64_t n) { return random.below(draw++, n); };
+  const std::string alphabet("\0\"\",,\n\n\r#.eE+-0123456789 NDab\xEF\xBB\xBF\x1f\x8b\xff", 38);
+  std::string valid = "run,N,D,loss,status,annealed,experts,note\n";
+  for (int i = 0; i < 12; ++i)
+    valid += fmt::format("\"r,{}\",{}e6,{:g},{:.4f},done,1,1,\"a \"\"b\"\"\n{}\"\n", i, i + 1,
+                         1e8 * (i + 1), 3.5 - .1 * i, i);
+  REQUIRE(survives(folder.write("whole.csv", valid)));
+  for (int trial = 0; trial < 3000; ++trial) {
+    std::string text;
+    if (trial % 3 == 0) {
+      for (uint64_t i = below(200); i > 0; --i) text += alphabet[below(alphabet.size())];
+    } else {
+      text = valid;
+      for (uint64_t edits = 1 + below(4); edits > 0 && !text.empty(); --edits) {
+        const size_t at = below(text.size());
+        switch (below(5)) {
+          case 0:
+            text[at] = alphabet[below(alphabet.size())];
+            break;
+          case 1:
+            text.erase(at, 1 + below(20));
+            break;
+          case 2:
+            text.insert(at, 1 + below(3), alphabet[below(alphabet.size())]);
+            break;
+          case 3:
+            text.insert(at, text.substr(below(text.size()), below(60)));
+            break;
+          default:
+            text.resize(at);
+        }
+      }
+    }
+    INFO("trial " << trial << ": " << text);
+    const bool fine = survives(folder.write("f.csv", text));
+    REQUIRE(fine);
+  }
+}
+
+TEST_CASE("an error in a row names its line, whatever stands above it") {
+  const Folder folder;
+  const RandomStream random(12, "csv lines");
+  for (uint64_t trial = 0; trial < 200; ++trial) {
+    std::string text = "N,D,loss\n";
+    int line = 1;
+    for (uint64_t i = random.below(8 * trial, 6); i > 0; --i) {
+      const char* fillers[] = {"# a, comment\n", "\n", "1e6,1e8,3\n", "1e6,1e8,3\r\n",
+                               "1e6,\"1e8\",3\n"};
+      text += fillers[random.below(8 * trial + i, 5)];
+      ++line;
+    }
+    const bool wide = random.below(8 * trial + 7, 2) == 0;
+    text += wide ? "1,2,3,4\n" : "1e6,x,3\n";
+    const std::string path = folder.write("l.csv", text);
+    SelectionOptions options;
+    options.columns = {{"N", "N"}, {"D", "D"}, {"L", "loss"}};
+    CHECK_THROWS_WITH(select_runs(RunTable::read(path), options),
+                      Catch::Contains(fmt::format("l.csv:{}:", line + 1)));
+  }
 }
 
 std::vector<RunRecord> sample_runs() {

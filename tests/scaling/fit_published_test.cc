@@ -42,6 +42,33 @@ TEST_CASE("approach 3 finds the optimum of the published runs") {
   }
 }
 
+TEST_CASE("the objective at published constants") {
+  const auto path = shared_data(kChinchillaRuns);
+  if (!path) return;
+  const Selection runs = chinchilla_runs(*path, 5);
+  const auto law = make_chinchilla();
+  struct Row {
+    std::vector<double> params;
+    double objective, tolerance;
+  };
+  const Row rows[] = {
+      {{1.69, 406.4, 410.7, .34, .28}, .004121009, 1e-6},
+      {{1.6934, 406.40, 410.72, .33917084, .2849083}, .00123, 5e-3},  // E is known rounded
+      {{1.8172, 482.01, 2085.43, .3478, .3658}, .001022843, 1e-6},
+      {{1.817218099, 477.825868, 2143.41736, .3473104989, .3671724326}, .0010182740178, 1e-8}};
+  for (const Row& row : rows) {
+    double sum = 0;
+    for (const Observation& o : runs.data)
+      sum += huber(std::log(law->predict(row.params, o.x)) - std::log(o.loss), 1e-3);
+    CHECK(sum == Approx(row.objective).epsilon(row.tolerance));
+  }
+  // The printed constants prescribe five times the tokens.
+  const ClosedFormOptimum printed = closed_form_optimum(406.4, 410.7, .34, .28);
+  const double c = 5.76e23;
+  CHECK(printed.k_d * std::pow(c, printed.b) / (printed.k_n * std::pow(c, printed.a)) ==
+        Approx(92.6).epsilon(1e-3));
+}
+
 TEST_CASE("the optimum of the published runs prescribes about 18 tokens per parameter") {
   const auto path = shared_data(kChinchillaRuns);
   if (!path) return;

@@ -7,6 +7,7 @@
 #include "base/random.h"
 #include "scaling/laws/multipliers.h"
 #include "scaling/laws/registry.h"
+#include "shape/accounting.h"
 
 namespace degu::scaling {
 namespace {
@@ -82,6 +83,81 @@ TEST_CASE("the joint law gives its recomputed losses") {
   for (int i = 0; i < 6; ++i)
     CHECK(std::abs(law->predict(p, {.n = 1e9, .d = 2e10, .experts = experts[i]}) - losses[i]) <
           6e-6);
+}
+
+TEST_CASE("each law counts the N of its authors") {
+  const std::pair<const char*, ParameterCount> expected[] = {
+      {"chinchilla", ParameterCount::kTotal},
+      {"clark", ParameterCount::kActiveNoEmbedding},
+      {"clark_unsaturated", ParameterCount::kActiveNoEmbedding},
+      {"krajewski", ParameterCount::kTotalNoEmbedding},
+      {"ludziejewski", ParameterCount::kActiveWithHead},
+      {"abnar", ParameterCount::kTotal},
+      {"muennighoff", ParameterCount::kTotal},
+      {"kumar", ParameterCount::kTotalNoEmbedding},
+  };
+  CHECK(law_table().size() == std::size(expected) + 1);  // multipliers: whatever its table has
+  for (const auto& [name, count] : expected) {
+    INFO(name);
+    CHECK(make_law(name)->n_definition() == count);
+  }
+}
+
+// The released runs name 368,123,904 parameters for 12 blocks of width 1,536, with any number of
+// experts and with two of them visited: one expert's, without the embedding, and with a matrix and
+// biases per block for relative positions that our blocks lack.
+TEST_CASE("Clark's N is what one token uses without the embedding") {
+  ModelShape shape;
+  shape.vocab = 32000;
+  shape.width = 1536;
+  shape.layers = 12;
+  shape.heads = 12;
+  shape.ffn_width = 4096;  // three matrices: 8 d², as theirs of two
+  const int64_t d = shape.width;
+  const int64_t ours = parameter_count(shape, make_clark()->n_definition());
+  CHECK(ours == 12 * 12 * d * d + 25 * d);
+  CHECK(ours - 25 * d + 12 * (d * d + 4 * d) == 368'123'904);
+  shape.vocab = 50000;
+  shape.moe = {.experts = 128, .top_k = 1, .expert_width = 4096};
+  CHECK(parameter_count(shape, make_clark()->n_definition()) == ours + 12 * 128 * d);  // routers
+}
+
+TEST_CASE("Clark: experts stop helping at N_cutoff") {
+  const auto law = make_clark();
+  for (const PublishedConstants& known : law->published()) {
+    const std::vector<double>& p = known.values;
+    const double cutoff = std::pow(10, -p[1] / p[2]);
+    const auto at = [&](double n, double experts) {
+      return law->predict(p, {.n = n, .d = 1.3e11, .experts = experts});
+    };
+    CHECK(at(cutoff, 512) == Approx(at(cutoff, 1)).epsilon(1e-12));
+    CHECK(at(cutoff / 10, 512) < at(cutoff / 10, 1));
+    CHECK(at(cutoff * 10, 512) > at(cutoff * 10, 1));
+  }
+}
+
+TEST_CASE("formulas of the laws that no paper's table checks") {
+  const auto abnar = make_abnar();
+  const std::vector<double> a = abnar->published()[0].values;
+  for (const double kept : {1.0, .25, 1.0 / 32}) {
+    const double expected = 16612.5 / std::pow(2e9, .5962) + 5455.67 / std::pow(4e10, .3954) +
+                            .4598 / std::pow(kept, -.1666) +
+                            17.26 / (std::pow(kept, .1603) * std::pow(2e9, .1595)) + .94;
+    CHECK(abnar->predict(a, {.n = 2e9, .d = 4e10, .experts = 32, .top_k = 32 * kept}) ==
+          Approx(expected));
+  }
+  const auto kumar = make_kumar();
+  const std::vector<double> k = {2.7648, 4299, 5000, .4965, .4965, 2.6745, 2.2102, .9578};
+  const double kept =
+      (1 - std::exp(-4 / 2.6745)) * (1 - std::exp(-8 / 2.2102)) * (1 - std::exp(-3 / .9578));
+  CHECK(kumar->predict(
+            k, {.n = 1e8, .d = 1e10, .weight_bits = 4, .activation_bits = 8, .kv_bits = 3}) ==
+        Approx(2.7648 + 4299 / std::pow(1e8 * kept, .4965) + 5000 / std::pow(1e10, .4965)));
+  const auto repeated = make_muennighoff();
+  const std::vector<double> m = repeated->published()[0].values;
+  const double effective = 1e9 * (1 + 15.387756 * (1 - std::exp(-3 / 15.387756)));
+  CHECK(repeated->predict(m, {.n = 1e7, .d = 4e9, .unique_tokens = 1e9}) ==
+        Approx(1.87 + 521 / std::pow(1e7, .3527) + 1488 / std::pow(effective, .3527)));
 }
 
 TEST_CASE("saturation: E_start at one expert, E_max at infinitely many") {
