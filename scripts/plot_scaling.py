@@ -61,11 +61,13 @@ def plot_isoflop(runs: Runs, fits: list[Fit], args: argparse.Namespace) -> style
     kinds = [k for k in runs.kinds() if ((runs.kind == k) & (runs.budget >= 0)).sum() >= 3]
     if not runs.budgets or not kinds:
         raise NotPossible("no budget has three runs of one kind")
-    kinds = kinds[:3]
-    figure, axes = style.figure(style.ONE_COLUMN if len(kinds) == 1 else style.TWO_COLUMNS, 3.3, 1,
-                                len(kinds), sharey=True, sharex=True)
+    kinds = kinds[:9]
+    rows_of_panels = math.ceil(len(kinds) / 3)
+    figure, axes = style.figure(style.ONE_COLUMN if len(kinds) == 1 else style.TWO_COLUMNS,
+                                3.3 if rows_of_panels == 1 else 2.4 * rows_of_panels, rows_of_panels,
+                                min(len(kinds), 3), sharey=True, sharex=True)
     colours = style.ramp(len(runs.budgets))
-    for axis, kind in zip(axes[0], kinds):
+    for axis, kind in zip(axes.flat, kinds):
         fitted = parabolas(runs, kind, args.window, fits)
         for index, colour in enumerate(colours):
             rows = (runs.budget == index) & (runs.kind == kind)
@@ -80,14 +82,22 @@ def plot_isoflop(runs: Runs, fits: list[Fit], args: argparse.Namespace) -> style
                 axis.plot(p.n_min, p.loss_min, "*", color=style.VERMILION, markersize=9,
                           markeredgecolor="white", markeredgewidth=0.5, zorder=5)
         axis.set_title(kind if len(kinds) > 1 else "")
-        axis.set_xlabel("N, " + runs.n_label)
-    axes[0][0].set_ylabel("validation loss (nats per token)")
+    empty = list(axes.flat)[len(kinds):]
+    for axis in empty:
+        axis.set_axis_off()
+    for column in range(axes.shape[1]):
+        lowest = max(row for row in range(axes.shape[0]) if axes[row][column] not in empty)
+        axes[lowest][column].set_xlabel("N, " + runs.n_label)
+        axes[lowest][column].tick_params(labelbottom=True)
+    for row in axes:
+        row[0].set_ylabel("validation loss (nats per token)")
     handles = [Line2D([], [], color=c, marker=style.MARKERS[i % len(style.MARKERS)],
                       label=style.power(runs.budgets[i]) + " FLOPs") for i, c in enumerate(colours)]
     handles.append(Line2D([], [], color=style.VERMILION, marker="*", linestyle="", markersize=8,
                           label="minimum of the parabola"))
-    axes[0][-1].legend(handles=handles, loc="best", title="training budget", title_fontsize=7.5)
-    for axis in axes[0]:
+    place = (empty or [axes[0][-1]])[0]
+    place.legend(handles=handles, loc="center" if empty else "best", title="training budget", title_fontsize=7.5)
+    for axis in list(axes.flat)[:len(kinds)]:
         style.log_axis(axis, "x", counts=True)
     return figure
 
@@ -102,10 +112,17 @@ def optimum_curve(fit: Fit) -> dict[str, np.ndarray] | None:
 
 
 def lower_hull(c: np.ndarray, loss: np.ndarray) -> np.ndarray:
-    """Indices of the lower convex hull of ln L over ln C, falling part alone."""
+    """Indices of the lower convex hull of ln L over ln C, falling part alone. Of runs at one budget, whose C
+    differ by the rounding to whole steps, the best counts."""
     x, y = np.log(c), np.log(loss)
     hull: list[int] = []
-    for i in np.lexsort((y, x)):
+    order: list[int] = []
+    for i in np.argsort(x):
+        if order and x[i] - x[order[-1]] < 0.02:
+            order[-1] = int(i) if y[i] < y[order[-1]] else order[-1]
+        else:
+            order.append(int(i))
+    for i in order:
         while len(hull) >= 2:
             a, b = hull[-2], hull[-1]
             if (x[b] - x[a]) * (y[i] - y[a]) - (y[b] - y[a]) * (x[i] - x[a]) > 0:
@@ -134,7 +151,8 @@ def plot_frontier(runs: Runs, fits: list[Fit]) -> style.Figure:
         if curve is None or fit.approach == 1 or "L" not in curve or np.isnan(curve["L"]).all():
             continue
         look = {"color": style.BLACK, "linestyle": style.LINES[1 + index % 5]}
-        axis.plot(curve["C"], curve["L"], linewidth=1.2, label=f"optimum by {fit.label}", **look)
+        axis.plot(curve["C"], curve["L"], linewidth=1.2, label=f"optimum by {fit.label}" +
+                  (" (dense)" if fit.law == "multipliers" else ""), **look)
         if "L_lo" in curve:
             axis.fill_between(curve["C"], curve["L_lo"], curve["L_hi"], color=look["color"], alpha=0.15,
                               linewidth=0)
@@ -323,7 +341,7 @@ def plot_multipliers(runs: Runs, fits: list[Fit]) -> style.Figure:
     axis.axvline(1, color="black", linewidth=0.8)
     axis.set_yticks(range(len(names)), labels=[name.removeprefix("m ") for name in names])
     axis.set_ylim(-0.6, len(names) - 0.3)
-    axis.set_xlabel("dense parameters worth one active parameter (95 % interval)")
+    axis.set_xlabel("worth of an active parameter in dense ones (95 % interval)")
     axis.grid(False, axis="y")
     ends = [v for name in names for v in (fit.interval(name) or (fit.params[name],) * 2)] + [1.0]
     axis.set_xlim(*style.limits(ends, 0.12))

@@ -92,14 +92,16 @@ def power(value: float, digits: int = 2) -> str:
 
 
 def _ticks(low: float, high: float, wide: bool) -> list[float]:
-    """Ticks of a logarithmic axis: decades when it spans many, else 1-2-5 steps and finer. Wide labels
-    (powers) get fewer."""
-    decades = math.log10(high / low) * (2 if wide else 1)
-    steps = (1,) if decades > 3.2 else (1, 3) if decades > 2.2 else (1, 2, 5) if decades > 0.85 else (
-        1, 1.5, 2, 3, 4, 5, 6, 8)
+    """Ticks of a logarithmic axis: decades when it spans many, else the coarsest steps that give enough. Wide
+    labels (powers) get fewer."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    return [s * 10.0**e for e in range(first, last + 1) for s in steps
-            if low * 0.999 <= s * 10.0**e <= high * 1.001]
+    ticks: list[float] = []
+    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
+        ticks = [s * 10.0**e for e in range(first, last + 1) for s in steps
+                 if low * 0.999 <= s * 10.0**e <= high * 1.001]
+        if len(ticks) >= (2 if wide else 4):
+            break
+    return ticks
 
 
 def log_axis(axis: Axes, which: str, *, counts: bool) -> None:
