@@ -59,8 +59,8 @@ class Executor {
   Executor(const RunConfig& shared, const TokenDataset& dataset, Job& job, double max_minutes)
       : shared_(shared), dataset_(dataset), job_(job), max_minutes_(max_minutes) {
     const DType type = activation_type(shared.train.precision);
-    // Each rank alone, all at once: what a group of them reaches is the sum of its ranks. The best of
-    // a few, or a neighbour's moment on the core would make every run look better than it was.
+    // Each rank alone, all at once: what a group of them reaches is the sum of its ranks. The best
+    // of a few, or a neighbour's moment on the core would make every run look better than it was.
     job.world().barrier();
     for (int i = 0; i < 5; ++i) own_peak_ = std::max(own_peak_, probe_peak(type));
   }
