@@ -8,9 +8,9 @@ namespace degu {
 namespace {
 
 void check_view(const char* op, const KvView& kv, const Sequences& sequences, bool whole) {
-  if (kv.dtype != DType::kF32 && kv.dtype != DType::kBF16) {
-    throw ShapeError("{}: keys and values are {}; pages hold fp32 or bf16", op,
-                     dtype_name(kv.dtype));
+  if (kv.dtype != DType::kF32 && kv.dtype != DType::kBF16 && (whole || kv.dtype != DType::kI8)) {
+    throw ShapeError("{}: keys and values are {}; pages hold {}", op, dtype_name(kv.dtype),
+                     whole ? "fp32 or bf16 where gradients are wanted" : "fp32, bf16 or int8");
   }
   if (kv.kv_heads < 1 || kv.head_width < 1) {
     throw ShapeError("{}: {} key/value heads of width {}; both must be positive", op, kv.kv_heads,
@@ -48,6 +48,13 @@ void check_rows(const char* op, const char* name, AnyView x, DType dtype, int64_
   }
 }
 
+// The type of queries, and of keys and values before they are stored: int8 pages take either.
+DType row_type(const KvView& kv, AnyView x) {
+  return kv.dtype == DType::kI8 && x.dtype == DType::kF32 ? DType::kF32
+         : kv.dtype == DType::kI8                         ? DType::kBF16
+                                                          : kv.dtype;
+}
+
 // Heads of q, after checking q and lse_TH against the view.
 int64_t check_queries(const char* op, AnyView q_THA, const KvView& kv, const Sequences& sequences,
                       float scale, AnyView lse_TH) {
@@ -57,7 +64,7 @@ int64_t check_queries(const char* op, AnyView q_THA, const KvView& kv, const Seq
     throw ShapeError("{}: q is {}; its heads must be a multiple of the {} key/value heads", op,
                      q_THA.shape.str(), kv.kv_heads);
   }
-  check_rows(op, "q", q_THA, kv.dtype, rows, heads, kv.head_width);
+  check_rows(op, "q", q_THA, row_type(kv, q_THA), rows, heads, kv.head_width);
   if (!(scale > 0))
     throw ShapeError("{}: the scale of the scores is {}; it must be positive", op, scale);
   if (lse_TH && (lse_TH.dtype != DType::kF32 || lse_TH.elements() != rows * heads)) {
@@ -70,6 +77,9 @@ int64_t check_queries(const char* op, AnyView q_THA, const KvView& kv, const Seq
 }  // namespace
 
 size_t kv_page_bytes(const Context&, DType dtype, int64_t kv_heads, int64_t head_width) {
+  if (dtype == DType::kI8) {
+    return static_cast<size_t>(kv_heads) * BytePageLayout(head_width).head_bytes();
+  }
   const PageLayout layout(dtype, head_width);
   return static_cast<size_t>(kv_heads * layout.head_elements()) * size_of(dtype);
 }
@@ -78,8 +88,9 @@ void kv_store(Context& context, AnyView k_TGA, AnyView v_TGA, const Sequences& s
               const KvView& kv) {
   const TraceScope span(context, "kv_store");
   check_view("kv_store", kv, sequences, false);
-  check_rows("kv_store", "k", k_TGA, kv.dtype, sequences.rows(), kv.kv_heads, kv.head_width);
-  check_rows("kv_store", "v", v_TGA, kv.dtype, sequences.rows(), kv.kv_heads, kv.head_width);
+  const DType type = row_type(kv, k_TGA);
+  check_rows("kv_store", "k", k_TGA, type, sequences.rows(), kv.kv_heads, kv.head_width);
+  check_rows("kv_store", "v", v_TGA, type, sequences.rows(), kv.kv_heads, kv.head_width);
   if (sequences.rows() == 0) return;
   cpu::kernels_for<AttentionKernels>(context.isa()).store(context, k_TGA, v_TGA, sequences, kv);
 }
@@ -89,7 +100,7 @@ void attention(Context& context, AnyView q_THA, const KvView& kv, const Sequence
   const TraceScope span(context, "attention");
   check_view("attention", kv, sequences, false);
   const int64_t heads = check_queries("attention", q_THA, kv, sequences, scale, lse_TH);
-  check_rows("attention", "out", out_THA, kv.dtype, sequences.rows(), heads, kv.head_width);
+  check_rows("attention", "out", out_THA, q_THA.dtype, sequences.rows(), heads, kv.head_width);
   if (sequences.rows() == 0) return;
   cpu::kernels_for<AttentionKernels>(context.isa())
       .forward(context, q_THA, kv, sequences, scale, out_THA, lse_TH);

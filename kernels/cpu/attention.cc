@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "kernels/cpu/attention_bytes.h"
 #include "kernels/cpu/attention_tiles.h"
 
 namespace degu {
@@ -110,9 +111,35 @@ void store_pages(Context& context, View<T> k_TGA, View<T> v_TGA, const Sequences
   });
 }
 
+template <class T>
+void store_byte_pages(Context& context, View<T> k_TGA, View<T> v_TGA, const Sequences& sequences,
+                      const KvView& kv) {
+  const PageLayout layout(dtype_of<T>, kv.head_width);
+  const int64_t stride = kv.kv_heads * kv.head_width;
+  ScratchScope scope(context.scratch());
+  const auto tasks = block_tasks(context.scratch(), sequences, kv.kv_heads);
+  context.parallel_for(static_cast<int64_t>(tasks.size()), [&](int64_t i, int) {
+    const BlockTask& task = tasks[static_cast<size_t>(i)];
+    const Span span(sequences, task);
+    const BytePage page(kv, layout, task.sequence, task.block, task.kv_head);
+    const int64_t from = span.row * stride + task.kv_head * kv.head_width;
+    for (int64_t r = 0; r < span.count; ++r) {
+      const int64_t slot = span.position % kBlock + r;
+      store_key<T>(page, layout, slot, k_TGA.data() + from + r * stride);
+      store_value<T>(page, layout, slot, v_TGA.data() + from + r * stride);
+    }
+  });
+}
+
 void store_any(Context& context, AnyView k_TGA, AnyView v_TGA, const Sequences& sequences,
                const KvView& kv) {
-  if (kv.dtype == DType::kF32) {
+  if (kv.dtype == DType::kI8) {
+    if (k_TGA.dtype == DType::kF32) {
+      store_byte_pages(context, k_TGA.as<float>(), v_TGA.as<float>(), sequences, kv);
+    } else {
+      store_byte_pages(context, k_TGA.as<bf16>(), v_TGA.as<bf16>(), sequences, kv);
+    }
+  } else if (kv.dtype == DType::kF32) {
     store_pages(context, k_TGA.as<float>(), v_TGA.as<float>(), sequences, kv);
   } else {
     store_pages(context, k_TGA.as<bf16>(), v_TGA.as<bf16>(), sequences, kv);
@@ -128,13 +155,15 @@ struct ForwardTile {
   T* q;           // [64, padded width]
   float* score;   // [16, 64]
   T* weight;      // [16, 64]
+  T* expanded;    // int8 pages only: one head of a page as T
   float* out;     // [64, columns]
   float* sum;     // [64, lanes]
   float* base;    // [64]
   float* factor;  // [16]
 
-  static size_t bytes(const PageLayout& layout) {
-    const int64_t values = layout.key_words * kPack<T> * kBlock + kRun * kBlock;
+  static size_t bytes(const PageLayout& layout, bool expand) {
+    const int64_t values = layout.key_words * kPack<T> * kBlock + kRun * kBlock +
+                           (expand ? layout.head_elements() : 0);
     const int64_t floats = kRun * kBlock + kBlock * (layout.columns + kLanes + 1) + kRun;
     return static_cast<size_t>(values) * sizeof(T) + static_cast<size_t>(floats) * sizeof(float);
   }
@@ -146,6 +175,7 @@ struct ForwardTile {
     factor = base + kBlock;
     weight = reinterpret_cast<T*>(factor + kRun);
     q = weight + kRun * kBlock;
+    expanded = q + layout.key_words * kPack<T> * kBlock;
   }
 };
 
@@ -255,7 +285,13 @@ struct Forward {
     std::fill_n(tile.base, kBlock, kLowest);
     std::fill_n(tile.sum, rows * kLanes, 0.0f);
     for (int64_t b = 0; b <= task.block; ++b) {
-      const T* page = page_of<T>(kv, layout, task.sequence, b, task.kv_head);
+      const T* page = nullptr;
+      if (kv.dtype == DType::kI8) {
+        expand(BytePage(kv, layout, task.sequence, b, task.kv_head), layout, tile.expanded);
+        page = tile.expanded;
+      } else {
+        page = page_of<T>(kv, layout, task.sequence, b, task.kv_head);
+      }
       const int64_t visible = span.position + 1 - b * kBlock;
       attend_block(tile, layout, page, rows, heads, visible, b == 0, scale2);
     }
@@ -290,7 +326,7 @@ struct Forward {
 template <class T>
 void forward(Context& context, AnyView q_THA, const KvView& kv, const Sequences& sequences,
              float scale, AnyView out_THA, AnyView lse_TH) {
-  const Forward<T> pass{PageLayout(kv.dtype, kv.head_width),
+  const Forward<T> pass{PageLayout(dtype_of<T>, kv.head_width),
                         q_THA.as<T>(),
                         kv,
                         sequences,
@@ -299,7 +335,8 @@ void forward(Context& context, AnyView q_THA, const KvView& kv, const Sequences&
                         static_cast<float*>(lse_TH.data)};
   ScratchScope scope(context.scratch());
   const auto tasks = block_tasks(context.scratch(), sequences, kv.kv_heads);
-  const size_t tile_bytes = (ForwardTile<T>::bytes(pass.layout) + 63) / 64 * 64;
+  const size_t tile_bytes =
+      (ForwardTile<T>::bytes(pass.layout, kv.dtype == DType::kI8) + 63) / 64 * 64;
   auto* memory = static_cast<std::byte*>(
       context.scratch().take_bytes(tile_bytes * static_cast<size_t>(context.threads())));
   context.parallel_dynamic(static_cast<int64_t>(tasks.size()), [&](int64_t i, int thread) {
@@ -310,7 +347,7 @@ void forward(Context& context, AnyView q_THA, const KvView& kv, const Sequences&
 
 void forward_any(Context& context, AnyView q_THA, const KvView& kv, const Sequences& sequences,
                  float scale, AnyView out_THA, AnyView lse_TH) {
-  if (kv.dtype == DType::kF32) {
+  if (q_THA.dtype == DType::kF32) {
     forward<float>(context, q_THA, kv, sequences, scale, out_THA, lse_TH);
   } else {
     forward<bf16>(context, q_THA, kv, sequences, scale, out_THA, lse_TH);

@@ -34,6 +34,25 @@ struct PageLayout {
   int64_t head_elements() const { return key_elements() + value_elements(); }
 };
 
+// int8 pages: for each key/value head the scales of its 64 keys, those of its 64 values (fp32),
+// then the keys and the values in the order above, of bytes. The order is that of the type the
+// queries have, so that a block becomes its tiles in one run; keys are stored and read with one
+// type.
+struct BytePageLayout {
+  int64_t keys = 0;    // bytes
+  int64_t values = 0;  // bytes
+
+  explicit BytePageLayout(int64_t width) {
+    const PageLayout layout(DType::kBF16, width);  // the larger one for odd widths
+    keys = layout.key_elements();
+    values = layout.value_elements();
+  }
+  static constexpr int64_t kScales = 2 * kKvPageKeys;
+  size_t head_bytes() const {
+    return static_cast<size_t>(kScales) * sizeof(float) + static_cast<size_t>(keys + values);
+  }
+};
+
 struct AttentionKernels {
   void (*store)(Context& context, AnyView k_TGA, AnyView v_TGA, const Sequences& sequences,
                 const KvView& kv);

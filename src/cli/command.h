@@ -24,6 +24,7 @@ Action attach_info(CLI::App& app);
 Action attach_data(CLI::App& app);
 Action attach_train(CLI::App& app);
 Action attach_eval(CLI::App& app);
+Action attach_generate(CLI::App& app);
 Action attach_parity(CLI::App& app);
 Action attach_sweep(CLI::App& app);
 Action attach_fit(CLI::App& app);

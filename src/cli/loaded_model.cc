@@ -4,7 +4,7 @@ namespace degu {
 
 std::string checkpoint_folder(const std::string& path) {
   for (const std::string& candidate : {path, path + "/checkpoints"}) {
-    if (const std::string found = find_latest(candidate); !found.empty()) return found;
+    if (std::string found = find_latest(candidate); !found.empty()) return found;
   }
   throw IoError("{}: there is no whole checkpoint here; give a checkpoint or the folder of a run",
                 path);

@@ -15,6 +15,7 @@ struct ParityArguments {
   int sequences = 8;
   int rounds = 2;
   int64_t longest = 200;
+  std::string kv_type = "auto";
   bool json = false;
 };
 
@@ -48,7 +49,8 @@ void print(const ParityReport& report) {
               static_cast<long long>(report.mismatches()));
 }
 
-void print_json(const ParityReport& report, const LoadedModel& loaded, const Job& job, int ranks) {
+void print_json(const ParityReport& report, const LoadedModel& loaded, const Job& job,
+                const ParityArguments& a, int ranks) {
   nlohmann::json paths = nlohmann::json::array();
   for (const ParityPath& p : report.paths) {
     paths.push_back(
@@ -59,6 +61,7 @@ void print_json(const ParityReport& report, const LoadedModel& loaded, const Job
                               {"mismatches", report.mismatches()},
                               {"paths", paths},
                               {"ranks", ranks},
+                              {"kv", a.kv_type},
                               {"isa", isa_name(job.context().isa())},
                               {"checkpoint", loaded.folder}};
   std::printf("%s\n", out.dump(2).c_str());
@@ -69,7 +72,8 @@ ExitCode parity(const ParityArguments& a) {
   LoadedModel loaded(a.checkpoint);
   const int ranks = job.world().size();
   loaded.load(job, loaded.config.model.moe.experts > 0 ? ranks : 1);
-  const DType type = activation_type(loaded.config.train.precision);
+  const DType type =
+      a.kv_type == "int8" ? DType::kI8 : activation_type(loaded.config.train.precision);
   const ParityOptions options{.seed = static_cast<uint64_t>(a.seed),
                               .sequences = a.sequences,
                               .rounds = a.rounds,
@@ -90,7 +94,7 @@ ExitCode parity(const ParityArguments& a) {
   const ParityReport report = joined(job.world(), mine);
   if (job.world().rank() == 0) {
     if (a.json) {
-      print_json(report, loaded, job, ranks);
+      print_json(report, loaded, job, a, ranks);
     } else {
       print(report);
     }
@@ -109,6 +113,8 @@ Action attach_parity(CLI::App& app) {
       ->check(CLI::PositiveNumber);
   app.add_option("--longest", a->longest, "tokens of the longest sequence")
       ->check(CLI::PositiveNumber);
+  app.add_option("--kv", a->kv_type, "type of keys and values: auto (as activations) or int8")
+      ->check(CLI::IsMember({"auto", "int8"}));
   app.add_flag("--json", a->json, "print the result as one JSON object");
   return [a] { return parity(*a); };
 }

@@ -125,6 +125,24 @@ int Tokenizer::unk_id() const {
 std::string Tokenizer::piece(int32_t id) const {
   return impl_->model.IdToPiece(id);
 }
+std::string Tokenizer::token_text(int32_t id) const {
+  if (impl_->model.IsControl(id)) return {};
+  if (impl_->model.IsUnknown(id)) return decode(std::span(&id, 1));
+  const std::string& spelling = impl_->model.IdToPiece(id);
+  if (impl_->model.IsByte(id)) {  // "<0x41>"
+    return {static_cast<char>(std::stoi(spelling.substr(3, 2), nullptr, 16))};
+  }
+  std::string text;
+  for (size_t at = 0; at < spelling.size();) {
+    if (spelling.compare(at, kSpaceMark.size(), kSpaceMark) == 0) {
+      text += ' ';
+      at += kSpaceMark.size();
+    } else {
+      text += spelling[at++];
+    }
+  }
+  return text;
+}
 bool Tokenizer::lossless() const {
   return impl_->traits.keeps_text();
 }

@@ -43,6 +43,9 @@ class Tokenizer {
   int token_bytes(int32_t id) const { return token_bytes_[static_cast<size_t>(id)]; }
   const std::vector<int32_t>& token_bytes() const { return token_bytes_; }
   std::string piece(int32_t id) const;  // as the model spells it
+  // The bytes that a token adds to a text: a single, possibly incomplete one for a fallback byte,
+  // none for BOS, EOS and other control tokens.
+  std::string token_text(int32_t id) const;
 
   bool lossless() const;  // decode(encode(x)) == x for any UTF-8 text without U+2581
   bool byte_fallback() const;

@@ -65,14 +65,6 @@ class PlanBytes {
   std::string_view rest_;
 };
 
-int64_t experts_in_use(const DispatchState& state) {
-  int64_t count = 0;
-  for (size_t e = 0; e + 1 < state.offsets_E.size(); ++e) {
-    count += state.offsets_E[e + 1] > state.offsets_E[e];
-  }
-  return count;
-}
-
 }  // namespace
 
 int64_t PassPlan::rows() const {
@@ -213,7 +205,6 @@ PassOutput ModelRunner::run(const PassPlan& plan) {
   for (const BlockActivations& block : activations_.blocks) {
     if (!block.moe.router.expert_TK) continue;
     out.expert_LTK.push_back(block.moe.router.expert_TK.rows(0, batch.tokens()));
-    out.distinct_L.push_back(experts_in_use(block.moe.dispatch));
   }
   return out;
 }

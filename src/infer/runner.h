@@ -44,7 +44,6 @@ PassPlan decode_plan(std::string_view bytes);
 struct PassOutput {
   View<float> logit_RV;             // the wanted rows, in the plan's order
   std::vector<AnyView> expert_LTK;  // int32 experts of every row, one view per MoE layer
-  std::vector<int64_t> distinct_L;  // experts that at least one of them visits, per MoE layer
 };
 
 struct PassLimits {

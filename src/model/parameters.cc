@@ -204,6 +204,13 @@ Parameter& ParameterSet::get(std::string_view name) {
   return *parameter;
 }
 
+size_t ParameterSet::bytes() const {
+  size_t sum = 0;
+  for (const Region& region : regions_) sum += region.values.bytes();
+  for (const Tensor& packing : packings_) sum += packing.bytes();
+  return sum;
+}
+
 void ParameterSet::initialise(Context& context, uint64_t seed) {
   constexpr int64_t kChunk = 4096;
   for (const auto& p : parameters_) {

@@ -54,6 +54,8 @@ class ParameterSet {
   Parameter& get(std::string_view name);   // DataError instead of null
   Parameter& head() { return get(shape_.tied_head ? "embedding" : "head"); }
 
+  size_t bytes() const;  // of values, tables and packings on this rank
+
   // Normal numbers from (seed, tensor name, element of the whole tensor): the same on every layout.
   void initialise(Context& context, uint64_t seed);
   // Values → packings and tables.

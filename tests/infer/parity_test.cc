@@ -39,6 +39,16 @@ TEST_CASE("logits and experts are the same bits on every path") {
   }
 }
 
+TEST_CASE("an int8 cache is rounded on every path, the training forward's too") {
+  for (const ModelCase& c : serving_models()) {
+    INFO(c.name);
+    Context context({.threads = 1});
+    ParameterSet parameters(context, c.shape, DType::kBF16, {0, c.shape.moe.experts}, false);
+    const ParityOptions options{.sequences = 7, .rounds = 1, .kv_type = DType::kI8};
+    require_equal_bits(check_parity(context.isa(), filled(parameters, context), options), 5000);
+  }
+}
+
 TEST_CASE("every instruction set keeps parity") {
   const ModelShape shape = serving_models().front().shape;
   for (Isa isa : kAllIsas) {

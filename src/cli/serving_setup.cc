@@ -1,0 +1,177 @@
+#include "cli/serving_setup.h"
+
+#include <algorithm>
+#include <fstream>
+
+#include "base/log.h"
+#include "comm/agree.h"
+#include "data/utf8.h"
+
+namespace degu {
+namespace {
+
+constexpr double kGib = 1024.0 * 1024.0 * 1024.0;
+
+// Memory that the kernel would give without swapping.
+size_t available_bytes() {
+  std::ifstream file("/proc/meminfo");
+  std::string name;
+  size_t kib = 0;
+  std::string unit;
+  while (file >> name >> kib >> unit) {
+    if (name == "MemAvailable:") return kib * 1024;
+  }
+  throw IoError("/proc/meminfo does not say what memory is available; give --memory in GiB");
+}
+
+}  // namespace
+
+void add_serving_options(CLI::App& app, ServingArguments& a) {
+  app.add_option("--threads", a.threads, "threads per rank; 0: the node's cores over its ranks");
+  app.add_option("--context", a.context,
+                 "most tokens of prompt and answer; 0: the sequence length of training");
+  app.add_option("--kv-tokens", a.kv_tokens,
+                 "tokens that a rank's cache holds; 0: what --memory leaves");
+  app.add_option("--memory", a.memory_gib,
+                 "GiB for a rank's weights, workspace and cache; 0: half of what is available");
+  app.add_option("--kv", a.kv_type, "type of cached keys and values: auto (as activations) or int8")
+      ->check(CLI::IsMember({"auto", "int8"}));
+  app.add_option("--pass-tokens", a.pass_tokens, "most new tokens of a rank in one pass")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--max-running", a.max_running, "most sequences of a rank in one batch")
+      ->check(CLI::PositiveNumber);
+  app.add_flag("--prefix-cache,!--no-prefix-cache", a.prefix_cache,
+               "keep pages for prompts that begin alike");
+  app.add_flag("--bos,!--no-bos", a.bos, "begin prompts with the tokenizer's BOS");
+  app.add_option("--speculate", a.speculate, "draft tokens: off, ngram or draft (with --draft)")
+      ->check(CLI::IsMember({"off", "ngram", "draft"}));
+  app.add_option("--draft", a.draft, "checkpoint of a smaller model with the same tokenizer");
+  app.add_option("--depth", a.depth, "most drafts per sequence and pass")
+      ->check(CLI::Range(0, kMaxDraftDepth));
+  app.add_flag("--fixed-depth", a.fixed_depth, "always --depth, instead of what estimates advise");
+}
+
+std::vector<int32_t> encode_prompt(const Tokenizer& tokenizer, const std::string& text, bool bos) {
+  if (const size_t at = find_bad_utf8(text); at != std::string::npos) {
+    throw DataError("the prompt is not UTF-8 text (byte {})", at);
+  }
+  std::vector<int32_t> tokens;
+  if (bos && tokenizer.bos_id() >= 0) tokens.push_back(tokenizer.bos_id());
+  const std::vector<int32_t> ids = tokenizer.encode(text);
+  tokens.insert(tokens.end(), ids.begin(), ids.end());
+  return tokens;
+}
+
+struct ServingSetup::Draft {
+  LoadedModel model;
+  std::unique_ptr<ParameterSet> parameters;
+  std::unique_ptr<Transformer> transformer;
+  std::unique_ptr<ModelRunner> runner;
+  std::unique_ptr<LocalLane> lane;
+
+  explicit Draft(const std::string& path) : model(path) {}
+};
+
+ServingSetup::~ServingSetup() = default;
+
+ServingSetup::ServingSetup(Job& job, const std::string& checkpoint,
+                           const ServingArguments& arguments)
+    : job_(job), arguments_(arguments), model_(checkpoint) {
+  if (arguments_.speculate == "draft" && arguments_.draft.empty()) {
+    throw ConfigError("--speculate draft needs a draft model; give --draft CKPT");
+  }
+  if (arguments_.speculate == "off" && !arguments_.draft.empty()) arguments_.speculate = "draft";
+  require_servable(model_.config.model);
+  const int ranks = job.world().size();
+  if (ranks > 1 && model_.config.model.moe.experts == 0) {
+    throw ConfigError("a dense model has no experts to spread over {} ranks; run it on one", ranks);
+  }
+  model_.load(job, ranks);
+  kv_type_ = arguments_.kv_type == "int8" ? DType::kI8 : model_.parameters->activation();
+  context_ = arguments_.context > 0 ? arguments_.context : model_.config.data.sequence_length;
+  if (context_ > model_.config.data.sequence_length) {
+    log_warn("the context of {} tokens is longer than the {} the model was trained on", context_,
+             model_.config.data.sequence_length);
+  }
+  limits_ = {.rows = arguments_.pass_tokens, .logit_rows = arguments_.pass_tokens};
+  if (arguments_.speculate == "draft" && leads()) load_draft();
+  plan_memory();
+  runner_ = std::make_unique<ModelRunner>(job.context(), *model_.parameters, *model_.model, limits_,
+                                          kv_type_, memory_.pages);
+  if (!leads()) return;
+  if (ranks > 1) {
+    lanes_ = std::make_unique<GroupLanes>(model_.mesh->ep(), job.context(), *runner_);
+  } else {
+    lanes_ = std::make_unique<LocalLane>(job.context(), *runner_);
+  }
+}
+
+void ServingSetup::plan_memory() {
+  memory_.weights = model_.parameters->bytes();
+  memory_.workspace = ModelRunner::workspace_bytes(*model_.parameters, *model_.model, limits_);
+  memory_.page = KvMemory::bytes_per_page(job_.context(), model_.config.model, kv_type_);
+  int64_t pages = kv_pages_for(arguments_.kv_tokens);
+  if (arguments_.kv_tokens == 0) {
+    const double budget = arguments_.memory_gib > 0
+                              ? arguments_.memory_gib * kGib
+                              : 0.5 * static_cast<double>(available_bytes()) / job_.world().size();
+    // By default the weights, which are in memory already, count twice: on the safe side.
+    const double left = budget - static_cast<double>(memory_.total());
+    pages = std::max<int64_t>(0, static_cast<int64_t>(left / static_cast<double>(memory_.page)));
+    // More than this many contexts at once nobody can use.
+    const int64_t most = (arguments_.max_running + 8) * (kv_pages_for(context_) + 1);
+    pages = std::min(pages, most);
+  }
+  pages = min_over_ranks(job_.world(), pages);
+  memory_.pages = static_cast<int32_t>(pages);
+  if (pages < kv_pages_for(context_)) {
+    throw ConfigError(
+        "the cache has {} pages of {} tokens, too few for one context of {}; raise --memory or "
+        "--kv-tokens, or lower --context",
+        pages, kKvPageKeys, context_);
+  }
+  const auto mib = [](size_t bytes) { return static_cast<double>(bytes) / (1024.0 * 1024.0); };
+  log_info(
+      "memory: weights {:.1f} MiB, workspace up to {:.1f}, cache {} tokens in {:.1f}, draft {:.1f}",
+      mib(memory_.weights), mib(memory_.workspace), pages * kKvPageKeys,
+      mib(static_cast<size_t>(pages) * memory_.page), mib(memory_.draft));
+}
+
+void ServingSetup::load_draft() {
+  draft_ = std::make_unique<Draft>(arguments_.draft);
+  Draft& d = *draft_;
+  if (d.model.tokenizer.sha256() != model_.tokenizer.sha256()) {
+    throw ConfigError("{}: the draft model has another tokenizer than {}", d.model.folder,
+                      model_.folder);
+  }
+  d.parameters = d.model.load_whole(job_.context());
+  d.transformer = std::make_unique<Transformer>(*d.parameters, nullptr, false);
+  const auto pages = static_cast<int32_t>((arguments_.max_running) * (kv_pages_for(context_) + 1));
+  const PassLimits limits{.rows = limits_.rows, .logit_rows = arguments_.max_running};
+  d.runner = std::make_unique<ModelRunner>(job_.context(), *d.parameters, *d.transformer, limits,
+                                           d.parameters->activation(), pages);
+  d.lane = std::make_unique<LocalLane>(job_.context(), *d.runner);
+  memory_.draft = d.parameters->bytes() +
+                  ModelRunner::workspace_bytes(*d.parameters, *d.transformer, limits) +
+                  d.runner->memory().bytes();
+}
+
+EngineOptions ServingSetup::engine_options() const {
+  return {.context = context_,
+          .max_running = arguments_.max_running,
+          .prefix_cache = arguments_.prefix_cache,
+          .speculation = {.depth = arguments_.speculate == "off" ? 0 : arguments_.depth,
+                          .adaptive = !arguments_.fixed_depth}};
+}
+
+std::unique_ptr<Drafter> ServingSetup::make_drafter() {
+  if (arguments_.speculate == "off") return nullptr;
+  if (arguments_.speculate == "ngram") return std::make_unique<NgramDrafter>();
+  return std::make_unique<ModelDrafter>(*draft_->lane, lanes_->shape().vocab);
+}
+
+void ServingSetup::follow() {
+  GroupLanes::follow(model_.mesh->ep(), job_.context(), *runner_);
+}
+
+}  // namespace degu
