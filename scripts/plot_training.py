@@ -219,7 +219,7 @@ def plot_lr_transfer(points: list[tuple[str, float, float, float]]) -> style.Fig
             axis.plot(rates[best], loss[best], marker, color=style.VERMILION, markersize=8,
                       markerfacecolor="none", markeredgewidth=1.6)
         axis.set_title(kind)
-        axis.set_xlabel("peak learning rate (at the base width)")
+        axis.set_xlabel("peak learning rate (muP: at the base width)")
         axis.set_xlim(*style.limits([rate for curve in curves.values() for rate in curve]))
         style.log_axis(axis, "x", counts=True)
     axes[0][0].set_ylabel("validation loss (nats per token)")

@@ -131,7 +131,7 @@ fit() {
 }
 fit minima --law chinchilla --approach 2 --bootstrap 1000
 fit law --law chinchilla --approach 3 --bootstrap 500 --holdout largest
-fit experts --law multipliers --approach 3 --bootstrap 500
+fit experts --law multipliers --approach 3 --bootstrap 500 --holdout largest
 
 heading "plots"
 fits=("$out/fit_minima.json" "$out/fit_law.json" "$out/fit_experts.json")

@@ -156,6 +156,20 @@ TEST_CASE("a plan spends the budget by exact FLOPs and no shape of the space bea
   for (const PlannedModel& other : plan.alternatives) CHECK(other.loss > best.loss * (1 - 2e-4));
 }
 
+TEST_CASE("beyond the runs the held-out error widens what a run may measure") {
+  SmallFit small;
+  const auto width = [&](double flops) {
+    const PlannedModel best = make_plan(small.problem(flops), small.space).best;
+    return std::log(best.measured_hi / best.measured_lo);
+  };
+  const double inside = width(3e12), beyond = width(2e13);
+  small.fit.held_out = HeldOut{.points = 4, .from_flops = 2e12, .rmse_log = .05};
+  CHECK(width(3e12) == inside);
+  CHECK(width(2e13) > beyond + .05);    // 4 x .05 and 4 x the draws' own, in quadrature
+  small.fit.held_out->rmse_log = 1e-4;  // never narrower than the runs' own scatter
+  CHECK(width(2e13) == beyond);
+}
+
 TEST_CASE("limits and choices are kept") {
   const SmallFit small;
   const Plan free = make_plan(small.problem(1.2e13), small.space);

@@ -78,8 +78,9 @@ bool fit_along(const Cloud& cloud, std::span<const size_t> members, const FitOpt
                Laws& out) {
   out.points =
       options.envelope == Envelope::kHull ? lower_hull(cloud, members) : bin_minima(cloud, members);
-  const auto [least, most] = std::minmax_element(cloud.n.begin(), cloud.n.end());
-  const auto at_edge = [&](size_t i) { return cloud.n[i] == *least || cloud.n[i] == *most; };
+  const auto sizes = std::minmax_element(cloud.n.begin(), cloud.n.end());
+  const double least = *sizes.first, most = *sizes.second;
+  const auto at_edge = [&](size_t i) { return cloud.n[i] == least || cloud.n[i] == most; };
   out.at_edge = static_cast<size_t>(std::count_if(out.points.begin(), out.points.end(), at_edge));
   if (options.edge == EdgePolicy::kDrop && !options.force) std::erase_if(out.points, at_edge);
   std::vector<double> c, n, d;

@@ -163,6 +163,14 @@ FitResult fit_from_json(const Json& json, const std::string& file) {
     out.groups.push_back({get<double>(group, "experts", file), get<double>(group, "top_k", file),
                           get<double>(group, "granularity", file),
                           get<double>(group, "shared_experts", file)});
+  if (json.contains("held_out")) {
+    const Json held = get<Json>(json, "held_out", file);
+    out.held_out = HeldOut{.points = get<int>(held, "points", file),
+                           .from_flops = get<double>(held, "from_flops", file),
+                           .rmse_log = get<double>(held, "rmse_log", file),
+                           .mean_log = get<double>(held, "mean_log", file),
+                           .worst_log = get<double>(held, "worst_log", file)};
+  }
   const Json ranges = get<Json>(json, "ranges", file);
   out.n = get_interval(ranges, "N", file);
   out.d = get_interval(ranges, "D", file);

@@ -18,6 +18,7 @@ namespace {
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr double kSameBudget = 1.1;  // runs are whole steps, so their FLOPs miss a budget by some
 
 class Planner {
  public:
@@ -156,15 +157,24 @@ class Planner {
     out.loss_lo = out.loss_hi = out.measured_lo = out.measured_hi = kNan;
     if (p_.fit->draws.empty()) return out;
     const RandomStream noise(p_.seed, "plan.scatter");
+    const double scatter = scatter_at(out.flops);
     std::vector<double> law, run;
     for (size_t k = 0; k < p_.fit->draws.size(); ++k) {
       law.push_back(p_.law->predict(p_.fit->draws[k], input(option, d)));
-      run.push_back(law.back() * std::exp(p_.fit->rmse_log * noise.normal(k)));
+      run.push_back(law.back() * std::exp(scatter * noise.normal(k)));
     }
     const ParamSummary a = summarise(law), b = summarise(run);
     out.loss_lo = a.lo, out.loss_hi = a.hi;
     out.measured_lo = b.lo, out.measured_hi = b.hi;
     return out;
+  }
+
+  // Of ln L about the law. Beyond the runs, what the law itself is wrong by is the larger part: its
+  // error on the held-out largest budget, where the fit has one, is the best witness of that.
+  double scatter_at(double flops) const {
+    const FitResult& fit = *p_.fit;
+    const bool beyond = flops > kSameBudget * fit.c.hi;
+    return beyond && fit.held_out ? std::max(fit.rmse_log, fit.held_out->rmse_log) : fit.rmse_log;
   }
 
   // What each resample of the runs would have planned.

@@ -64,9 +64,11 @@ struct PlannedModel {
   double flops = 0;            // training
   double inference_flops = 0;  // of the lifetime
   double loss = 0;
-  double loss_lo = 0, loss_hi = 0;          // 95 %, the law's parameters
-  double measured_lo = 0, measured_hi = 0;  // 95 %, and a run's scatter about the law
-  double hours = 0, money = 0;              // of training; NaN when unknown
+  double loss_lo = 0, loss_hi = 0;  // 95 %, the law's parameters
+  // 95 %, with a run's scatter about the law as well; beyond the runs with the error on a held-out
+  // largest budget, if the fit has one and it is larger.
+  double measured_lo = 0, measured_hi = 0;
+  double hours = 0, money = 0;  // of training; NaN when unknown
   double inference_money = 0;
   double lifetime_excess = 0;  // lifetime cost over the cheapest for the same loss, minus 1
 };
