@@ -123,7 +123,8 @@ TEST_CASE("random bytes and damaged tables end in a table or an error that names
   const RandomStream random(11, "csv fuzz");
   uint64_t draw = 0;
   const auto below = [&](uint64_t n) { return random.below(draw++, n); };
-  const std::string alphabet("\0\"\",,\n\n\r#.eE+-0123456789 NDab\xEF\xBB\xBF\x1f\x8b\xff", 38);
+  using namespace std::string_literals;  // these know their length, the NUL included
+  const std::string alphabet = "\0\"\",,\n\n\r#.eE+-0123456789 NDab\xEF\xBB\xBF\x1f\x8b\xff"s;
   std::string valid = "run,N,D,loss,status,annealed,experts,note\n";
   for (int i = 0; i < 12; ++i)
     valid += fmt::format("\"r,{}\",{}e6,{:g},{:.4f},done,1,1,\"a \"\"b\"\"\n{}\"\n", i, i + 1,
