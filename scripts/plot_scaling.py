@@ -158,10 +158,11 @@ def plot_frontier(runs: Runs, fits: list[Fit]) -> style.Figure:
                               linewidth=0)
     axis.set_xlabel("C, training compute (FLOPs)")
     axis.set_ylabel("validation loss (nats per token)")
-    axis.legend(loc="upper right")
+    legend = axis.legend(loc="lower left")  # the one corner that falling losses leave free
     axis.set_xlim(*style.limits(runs.c))
     low, high = runs.loss.min(), runs.loss.max()  # a wild interval must not hide the runs
-    axis.set_ylim(low - 0.15 * (high - low), high + 0.05 * (high - low))
+    room = 0.1 + 0.05 * len(legend.get_texts())
+    axis.set_ylim(low - room * (high - low), high + 0.05 * (high - low))
     style.log_axis(axis, "x", counts=False)
     return figure
 
@@ -266,7 +267,7 @@ def plot_contours(runs: Runs, fits: list[Fit]) -> style.Figure:
     axis.set_xlabel("N, " + runs.n_label)
     axis.set_ylabel("D, training tokens")
     axis.set_title(law_text(fit), fontsize=8.5, fontweight="normal")
-    axis.legend(loc="upper right", frameon=True, edgecolor="none", framealpha=0.85)
+    axis.legend(loc="lower left", frameon=True, edgecolor="none", framealpha=0.85)
     axis.grid(False)
     bar = figure.colorbar(colours, ax=axis, label="loss (nats per token); circles: measured", pad=0.02)
     bar.set_ticks(levels[::2], labels=[f"{v:.2f}" for v in levels[::2]])
