@@ -36,9 +36,13 @@ YAML
 }
 # Two budgets of a decaying schedule, three sizes, each size one trunk.
 {
-  echo "sweep: {budgets: [8e9, 2.4e10], head_width: 16, share_trunks: true, sizes: [{width: 16, layers: 1}, {width: 32, layers: 1}, {width: 48, layers: 1}]}"
+  echo "sweep:"
+  echo "  {budgets: [8e9, 2.4e10], head_width: 16, share_trunks: true,"
+  echo "   sizes: [{width: 16, layers: 1}, {width: 32, layers: 1}, {width: 48, layers: 1}]}"
   common
-  echo "train: {batch_sequences: 8, checkpoint_every: 20, log_every: 1, optimizer: {schedule: {kind: wsd, warmup: 0.1, decay: 0.2}}}"
+  echo "train:"
+  echo "  {batch_sequences: 8, checkpoint_every: 20, log_every: 1,"
+  echo "   optimizer: {schedule: {kind: wsd, warmup: 0.1, decay: 0.2}}}"
 } >"$work/trunks.yaml"
 
 # results FOLDER: what a run's record must not change by, one line per finished run
@@ -120,7 +124,9 @@ echo "killed $kills times: same results, no run lost or twice"
 
 # A rate that diverges, an impossible member: recorded, by all ranks of the run, and the others are trained.
 {
-  echo "sweep: {budgets: [2e9], head_width: 16, ranks_per_run: 2, learning_rates: [0.01, 1e30], sizes: [{width: 32, layers: 1}], members: [{name: dense}, {name: e4k8, experts: 4, top_k: 8}]}"
+  echo "sweep:"
+  echo "  {budgets: [2e9], head_width: 16, ranks_per_run: 2, learning_rates: [0.01, 1e30],"
+  echo "   sizes: [{width: 32, layers: 1}], members: [{name: dense}, {name: e4k8, experts: 4, top_k: 8}]}"
   common
   echo "train: {batch_sequences: 8, max_bad_steps: 3, optimizer: {clip: 0}}"
 } >"$work/bad.yaml"
@@ -141,15 +147,18 @@ echo "diverged and impossible runs are recorded"
 
 # Seeds give the noise, curves the envelope, hours and a machine the plan.
 {
-  echo "sweep: {budgets: [1.5e9, 6e9, 2.4e10], head_width: 16, seeds: [1, 2], sizes: [{width: 16, layers: 1}, {width: 32, layers: 1}, {width: 48, layers: 1}, {width: 64, layers: 1}]}"
+  echo "sweep:"
+  echo "  {budgets: [1.5e9, 6e9, 2.4e10], head_width: 16, seeds: [1, 2],"
+  echo "   sizes: [{width: 16, layers: 1}, {width: 32, layers: 1}, {width: 48, layers: 1}, {width: 64, layers: 1}]}"
   common
   echo "train: {batch_sequences: 4, log_every: 1, evaluate_every: 5, optimizer: {learning_rate: 0.01}}"
 } >"$work/fits.yaml"
-mpirun -n 2 "$degu" sweep "$work/fits.yaml" --out "$work/fits" 2>"$work/fits.log" || { cat "$work/fits.log"; fail "fits"; }
+mpirun -n 2 "$degu" sweep "$work/fits.yaml" --out "$work/fits" 2>"$work/fits.log" ||
+  { cat "$work/fits.log"; fail "the sweep with seeds failed"; }
 "$degu" fit "$work/fits" --approach 2 --edge force --bootstrap 100 --json >"$work/fit2.json" 2>>"$work/fits.log"
 for curves in training validation; do
-  "$degu" fit "$work/fits" --approach 1 --curves $curves --edge force --json >"$work/fit1-$curves.json" 2>>"$work/fits.log" ||
-    { tail "$work/fits.log"; fail "no fit of the $curves curves"; }
+  "$degu" fit "$work/fits" --approach 1 --curves $curves --edge force --json \
+    >"$work/fit1-$curves.json" 2>>"$work/fits.log" || { tail "$work/fits.log"; fail "no fit of the $curves curves"; }
 done
 "$degu" fit "$work/fits" --bootstrap 50 --force --out "$work/fit3.json" >>"$work/fits.log" 2>&1
 echo "bf16_flops: 2e11" >"$work/HW.yaml"
