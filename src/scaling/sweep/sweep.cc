@@ -62,6 +62,11 @@ class Sweep {
   void announce(const RunState& state) const;
   void write_table();
   void reload();
+  // What a start that died left there is not what is going on.
+  void remove_live() const {
+    std::error_code ignored;
+    std::filesystem::remove_all(options_.folder + "/live", ignored);
+  }
 
   const std::vector<RunFamily>& families_;
   SweepOptions options_;
@@ -79,6 +84,7 @@ class Sweep {
 void Sweep::recover() {
   run_together(world_, [&] {
     if (world_.rank() != 0) return;
+    remove_live();
     for (RunState& state : states_) {
       state.load();
       state.notice_crash(options_.retry_failed);
@@ -212,8 +218,7 @@ SweepOutcome Sweep::go() {
   for (const RunState& state : states_) outcome.records.push_back(state.record());
   run_together(world_, [&] {
     if (world_.rank() != 0) return;
-    std::error_code ignored;
-    std::filesystem::remove_all(options_.folder + "/live", ignored);
+    remove_live();
     write_table();
   });
   return outcome;
