@@ -113,10 +113,10 @@ nlohmann::json to_json(const EngineStats& s, double seconds) {
   return out;
 }
 
-std::vector<Answer> run_all(Engine& engine, const std::vector<std::string>& prompts,
-                            const Tokenizer& tokenizer, const GenerateArguments& a) {
+// `answers` must outlive the engine, which fills them.
+void run_all(Engine& engine, const std::vector<std::string>& prompts, const Tokenizer& tokenizer,
+             const GenerateArguments& a, std::vector<Answer>& answers) {
   const bool live = prompts.size() == 1 && !a.json;
-  std::vector<Answer> answers(prompts.size());
   for (size_t i = 0; i < prompts.size(); ++i) {
     Request request{.prompt = encode_prompt(tokenizer, prompts[i], a.serving.bos),
                     .max_tokens = a.max_tokens,
@@ -143,7 +143,6 @@ std::vector<Answer> run_all(Engine& engine, const std::vector<std::string>& prom
   while (engine.step()) {
   }
   if (live) std::printf("\n");
-  return answers;
 }
 
 ExitCode generate(const GenerateArguments& a) {
@@ -156,9 +155,10 @@ ExitCode generate(const GenerateArguments& a) {
   const std::vector<std::string> prompts = read_prompts(a);
   EngineOptions options = setup.engine_options();
   options.max_waiting = static_cast<int64_t>(prompts.size());
+  std::vector<Answer> answers(prompts.size());
   Engine engine(setup.tokenizer(), setup.lanes(), options, setup.make_drafter());
   const Timer timer;
-  const std::vector<Answer> answers = run_all(engine, prompts, setup.tokenizer(), a);
+  run_all(engine, prompts, setup.tokenizer(), a, answers);
   const double seconds = timer.seconds();
   const EngineStats stats = engine.stats();
   if (!a.routes.empty()) write_routes(a.routes, answers, setup.lanes().shape().moe.top_k);
