@@ -489,9 +489,8 @@ void Engine::accept(Live& live, const Sampled& sampled) {
   TokenRecord record{.token = sampled.token, .text = {}, .logprob = {}, .top = sampled.top};
   if (live.request.sampling.logprobs >= 0) record.logprob = sampled.logprob;
   live.hold(std::move(record), static_cast<int64_t>(s.tokens.size()) - 1);
-  if (sampled.token == tokenizer_.eos_id() && !live.request.ignore_eos) {
-    end(live, FinishReason::kStop);
-  } else if (live.stops.stopped()) {
+  const bool eos = sampled.token == tokenizer_.eos_id() && !live.request.ignore_eos;
+  if (eos || live.stops.stopped()) {
     end(live, FinishReason::kStop);
   } else if (usage.completion_tokens == live.request.max_tokens ||
              static_cast<int64_t>(s.tokens.size()) == context_) {

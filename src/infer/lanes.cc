@@ -54,7 +54,7 @@ void collect(Communicator& group, Context& context, AnyView mine, AnyView all,
 // The part of one pass that all ranks do alike. On rank 0 `logit_RV` and `expert_LRK` receive.
 PassOutput run_together(Communicator& group, Context& context, ModelRunner& runner,
                         std::span<const PassPlan> plans, AnyView logit_RV, AnyView expert_LRK) {
-  const PassOutput out = runner.run(plans[static_cast<size_t>(group.rank())]);
+  PassOutput out = runner.run(plans[static_cast<size_t>(group.rank())]);
   std::vector<int64_t> logit_rows;
   std::vector<int64_t> rows;
   for (const PassPlan& plan : plans) {

@@ -128,6 +128,7 @@ std::vector<Sequence> reference(Context& context, ParameterSet& parameters,
                                 uint64_t round) {
   std::vector<Sequence> all = draw_sequences(model.shape(), options, round);
   std::vector<Sequence*> pointers;
+  pointers.reserve(all.size());
   for (Sequence& s : all) pointers.push_back(&s);
   training_forward(context, parameters, model, options.kv_type, pointers);
   return all;
