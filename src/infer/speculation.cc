@@ -8,6 +8,8 @@ namespace {
 
 constexpr size_t kLongestGram = 4;
 constexpr size_t kShortestGram = 2;
+// A trial waits until passes have taken this many times what drafting took for the last one.
+constexpr double kTrialShare = 100;
 
 // Where the last `n` tokens occurred last, before the end; the index behind them, or 0.
 size_t behind_last_match(std::span<const int32_t> tokens, size_t n) {
@@ -203,7 +205,7 @@ double DepthChooser::gain(int depth, double sequences) const {
 
 int DepthChooser::choose(int64_t sequences) {
   if (fixed_ || most_ == 0 || sequences == 0) return most_;
-  if (passes_ < 8) return passes_ < 4 ? 0 : std::min(most_, 2);  // both kinds, to fit the cost
+  if (passes_ < 6) return passes_ < 4 ? 0 : std::min(most_, 2);  // both kinds, to fit the cost
   int best = 0;
   double best_gain = 1.02;
   for (int d = 1; d <= most_; ++d) {
@@ -216,9 +218,11 @@ int DepthChooser::choose(int64_t sequences) {
   if (best > 0) {
     trial_gap_ = 64;
     until_trial_ = trial_gap_;
+    since_trial_ = trial_cost_ = 0;
     return best;
   }
-  if (--until_trial_ > 0) return 0;
+  if (--until_trial_ > 0 || since_trial_ < kTrialShare * trial_cost_) return 0;
+  since_trial_ = trial_cost_ = 0;
   trial_gap_ = std::min<int64_t>(1024, trial_gap_ * 2);
   until_trial_ = trial_gap_;
   return std::min(most_, 2);
@@ -234,13 +238,18 @@ void DepthChooser::saw_acceptance(int64_t proposed, int64_t accepted) {
 }
 
 void DepthChooser::saw_draft(int64_t drafts, double seconds) {
+  trial_cost_ += seconds;
   if (drafts == 0) return;
   const double each = seconds / static_cast<double>(drafts);
-  draft_seconds_ = draft_seconds_ == 0 ? each : 0.95 * draft_seconds_ + 0.05 * each;
+  // The first drafts of a sequence pay for reading its prompt: an estimate comes down faster than
+  // it goes up.
+  const double pull = draft_seconds_ == 0 ? 1.0 : each < draft_seconds_ ? 0.5 : 0.05;
+  draft_seconds_ += pull * (each - draft_seconds_);
 }
 
 void DepthChooser::saw_pass(int64_t rows, double distinct, double seconds) {
   const double n = static_cast<double>(rows);
+  since_trial_ += seconds;
   if (rows > 1 && experts_ > 0) {
     overlap_ = 0.95 * overlap_ + 0.05 * std::min(1.5, distinct / independent(n));
   }

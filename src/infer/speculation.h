@@ -75,7 +75,8 @@ class ModelDrafter : public Drafter {
 //   s_draft  seconds per draft and sequence
 // Expected: sequences * (1 + sum_d a_1 … a_d) tokens in seconds(sequences * (1 + depth), …) +
 // drafting. A depth must promise 2 % more than none to be chosen. At depth 0 one pass in 64 tries
-// two drafts, and rarer (to one in 1024) while this does not change the choice.
+// two drafts, and rarer (to one in 1024, and so that drafting takes 1 % of the time) while this
+// does not change the choice.
 class DepthChooser {
  public:
   // `experts`, `top_k`: of a MoE layer; 0 for dense models. `most`: largest depth; `fixed`: always
@@ -110,6 +111,8 @@ class DepthChooser {
   std::array<double, 3> cost_{};
   double passes_ = 0;
   double draft_seconds_ = 0;
+  double since_trial_ = 0;  // seconds in passes since the last trial
+  double trial_cost_ = 0;   // seconds of drafting for it
   int64_t until_trial_ = 8;
   int64_t trial_gap_ = 64;
 };
