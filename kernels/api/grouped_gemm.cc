@@ -36,19 +36,29 @@ void check_float(const char* op, const char* name, const AnyView& view) {
 
 }  // namespace
 
-void grouped_gemm(Context& context, AnyView x_RD, const PackedWeight& w, const RowGroups& groups,
-                  AnyView y_RF, const Epilogue& epilogue) {
+void grouped_gemm(Context& context, const Activation& x_RD, const PackedWeight& w,
+                  const RowGroups& groups, AnyView y_RF, const Epilogue& epilogue) {
   const TraceScope span(context, "grouped_gemm");
   constexpr const char* kOp = "grouped_gemm";
-  check_matrix(kOp, "x", x_RD, w.inner);
+  const SchemeInfo& info = scheme_info(w.scheme);
+  const AnyView& x = x_RD.values;
+  if (x.dtype != info.activation || static_cast<bool>(x_RD.scales) != info.integer_activations()) {
+    throw ShapeError("{}: x is {} {} scales but scheme {} multiplies {}", kOp, dtype_name(x.dtype),
+                     x_RD.scales ? "with" : "without", info.name, dtype_name(info.activation));
+  }
+  if (info.integer_activations()) {
+    check_matrix(kOp, "x's codes", x, scale_groups(w.inner) * kScaleGroup);
+    check_matrix(kOp, "x's scales", x_RD.scales, scale_groups(w.inner));
+    if (x_RD.scales.dtype != DType::kF32 || x_RD.scales.dim(0) != x.dim(0)) {
+      throw ShapeError("{}: x's scales are {} {}, need fp32 with {} rows", kOp,
+                       dtype_name(x_RD.scales.dtype), x_RD.scales.shape.str(), x.dim(0));
+    }
+  } else {
+    check_matrix(kOp, "x", x, w.inner);
+  }
   check_matrix(kOp, "y", y_RF, w.outputs);
   check_float(kOp, "y", y_RF);
-  check_offsets(kOp, groups.offsets, x_RD.dim(0));
-  const SchemeInfo& info = scheme_info(w.scheme);
-  if (x_RD.dtype != info.activation) {
-    throw ShapeError("{}: x is {} but scheme {} multiplies {}", kOp, dtype_name(x_RD.dtype),
-                     info.name, dtype_name(info.activation));
-  }
+  check_offsets(kOp, groups.offsets, x.dim(0));
   if (groups.groups() != w.experts) {
     throw ShapeError("{}: {} row groups for {} experts", kOp, groups.groups(), w.experts);
   }
@@ -71,11 +81,12 @@ void grouped_gemm(Context& context, AnyView x_RD, const PackedWeight& w, const R
       .forward(context, x_RD, w, groups, y_RF, epilogue);
 }
 
-void gemm(Context& context, AnyView x_RD, const PackedWeight& w, AnyView y_RF,
+void gemm(Context& context, const Activation& x_RD, const PackedWeight& w, AnyView y_RF,
           const Epilogue& epilogue) {
-  if (x_RD.shape.rank() != 2)
-    throw ShapeError("gemm: x has shape {}, needs [rows, {}]", x_RD.shape.str(), w.inner);
-  const int64_t offsets[] = {0, x_RD.dim(0)};
+  if (x_RD.values.shape.rank() != 2) {
+    throw ShapeError("gemm: x has shape {}, needs [rows, {}]", x_RD.values.shape.str(), w.inner);
+  }
+  const int64_t offsets[] = {0, x_RD.values.dim(0)};
   grouped_gemm(context, x_RD, w, RowGroups{offsets}, y_RF, epilogue);
 }
 

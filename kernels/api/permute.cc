@@ -71,7 +71,7 @@ int64_t route_plan(Context& context, AnyView expert_TK, int64_t experts, int64_t
 void gather_rows(Context& context, AnyView x_TD, AnyView source_R, AnyView y_RD) {
   const TraceScope span(context, "gather_rows");
   constexpr const char* kOp = "gather_rows";
-  check::floating(context, kOp, "x_TD", x_TD);
+  check::type(context, kOp, "x_TD", x_TD, {DType::kF32, DType::kBF16, DType::kI8});
   check::type(context, kOp, "source_R", source_R, {DType::kI32});
   check::type(context, kOp, "y_RD", y_RD, {x_TD.dtype});
   matrix(kOp, "x_TD", x_TD);

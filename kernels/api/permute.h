@@ -17,7 +17,7 @@ int64_t route_plan(Context& context, AnyView expert_TK, int64_t experts, int64_t
                    std::span<const int64_t> group_offsets, std::span<int64_t> offsets_E,
                    AnyView row_TK, AnyView token_R);
 
-// y_RD[r] = x_TD[source_R[r]]                    fp32 or bf16; source_R int32 in [0, rows of x)
+// y_RD[r] = x_TD[source_R[r]]                    fp32, bf16 or int8; source_R int32 in [0, rows)
 void gather_rows(Context& context, AnyView x_TD, AnyView source_R, AnyView y_RD);
 
 // y_TD[t] = add_TD[t] + sum_k gate_TK[t, k] * x_RD[row_TK[t, k]]     slots in order, fp32 sums, one

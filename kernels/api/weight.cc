@@ -6,6 +6,15 @@
 #include "tensor/trace.h"
 
 namespace degu {
+namespace {
+
+void check_memory(const void* memory) {
+  if (reinterpret_cast<uintptr_t>(memory) % 64 != 0) {
+    throw ShapeError("pack_weight: memory at {} is not 64-byte aligned", fmt::ptr(memory));
+  }
+}
+
+}  // namespace
 
 size_t packed_bytes(const Context& context, Scheme scheme, int64_t experts, int64_t outputs,
                     int64_t inner) {
@@ -26,9 +35,11 @@ PackedWeight pack_weight(Context& context, AnyView w_EFD, Scheme scheme, Orienta
   if (w_EFD.dtype != DType::kF32 && w_EFD.dtype != DType::kBF16) {
     throw ShapeError("pack_weight: w is {}; pass fp32 or bf16", dtype_name(w_EFD.dtype));
   }
-  if (reinterpret_cast<uintptr_t>(memory) % 64 != 0) {
-    throw ShapeError("pack_weight: memory at {} is not 64-byte aligned", fmt::ptr(memory));
+  if (scheme_info(scheme).quantized()) {
+    throw ShapeError("pack_weight: {} packs codes; quantize the weight first (quantize_weight)",
+                     scheme_info(scheme).name);
   }
+  check_memory(memory);
   PackedWeight packed;
   packed.scheme = scheme;
   packed.orientation = orientation;
@@ -40,6 +51,22 @@ PackedWeight pack_weight(Context& context, AnyView w_EFD, Scheme scheme, Orienta
   packed.inner = orientation == Orientation::kForward ? d : f;
   packed.bytes = memory;
   cpu::kernels_for<cpu::WeightKernels>(context.isa()).pack(context, w_EFD, packed);
+  return packed;
+}
+
+PackedWeight pack_weight(Context& context, const QuantizedWeight& weight, void* memory) {
+  const TraceScope span(context, "pack_weight");
+  check_quantized("pack_weight", weight);
+  check_memory(memory);
+  const int rank = weight.shape.rank();
+  const PackedWeight packed = {.scheme = weight.scheme,
+                               .orientation = Orientation::kForward,
+                               .isa = context.isa(),
+                               .experts = rank == 3 ? weight.shape[0] : 1,
+                               .outputs = weight.shape[rank - 2],
+                               .inner = weight.shape[rank - 1],
+                               .bytes = memory};
+  cpu::kernels_for<cpu::WeightKernels>(context.isa()).pack_codes(context, weight, packed);
   return packed;
 }
 

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/api/quantize.h"
 #include "kernels/formats/list.h"
 #include "tensor/context.h"
 
@@ -32,8 +33,13 @@ size_t packed_bytes(const Context& context, Scheme scheme, int64_t experts, int6
                     int64_t inner);
 
 // Packs w_EFD ([E, F, D] or [F, D]; fp32 or bf16, rounded to the scheme) for `orientation` into
-// `memory`. ShapeError when w_EFD is not of rank 2 or 3 or the device differs.
+// `memory`. ShapeError when w_EFD is not of rank 2 or 3, the device differs, or the scheme is a
+// quantized one.
 PackedWeight pack_weight(Context& context, AnyView w_EFD, Scheme scheme, Orientation orientation,
                          void* memory);
+
+// Packs the codes and scales of a quantized weight, as they are, for kForward. DataError when a
+// code is none of the scheme's (-128, or the NaN of E4M3; a nibble of 0).
+PackedWeight pack_weight(Context& context, const QuantizedWeight& weight, void* memory);
 
 }  // namespace degu

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
 #include <utility>
 
 #include "kernels/cpu/packing.h"
@@ -13,6 +12,7 @@ namespace {
 template <class T>
 struct Product {
   const void* x;
+  const void* x_scales;
   int64_t inner;
   int64_t outputs;
   T* y;
@@ -41,37 +41,38 @@ template <int kRows, class T>
   }
 }
 
-// The tile of rows [row, row + kRows) and one panel; x is the first of these rows, the next is
-// `stride` elements on.
+// The tile of rows [row, row + kRows) and one panel; x is where these rows lie.
 template <class Format, class T, int kRows>
-void run_tile(const Product<T>& p, const typename Packing<Format>::Activation* x, int64_t stride,
-              int64_t row, const std::byte* panel, int64_t column) {
+void run_tile(const Product<T>& p, const typename Packing<Format>::Rows& x, int64_t row,
+              const typename Packing<Format>::Panel& panel, int64_t column) {
   Tile<kRows> tile{};
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) tile.sum[r][0] = tile.sum[r][1] = zero();
-  Packing<Format>::multiply(tile, x, stride, panel, p.inner);
+  Packing<Format>::multiply(tile, x, panel, p.inner);
   const int64_t at = row * p.outputs + column;
   write_tile(tile, p.y + at, p.add == nullptr ? nullptr : p.add + at, p.outputs,
              static_cast<int>(std::min<int64_t>(kPanel, p.outputs - column)));
 }
 
 template <class Format, class T>
-using TileFunction = void (*)(const Product<T>&, const typename Packing<Format>::Activation*,
-                              int64_t, int64_t, const std::byte*, int64_t);
+using TileFunction = void (*)(const Product<T>&, const typename Packing<Format>::Rows&, int64_t,
+                              const typename Packing<Format>::Panel&, int64_t);
 
 // Entry r - 1 multiplies r rows.
 template <class Format, class T>
 constexpr auto kTileFunctions = []<int... r>(std::integer_sequence<int, r...>) {
   return std::array<TileFunction<Format, T>, sizeof...(r)>{&run_tile<Format, T, r + 1>...};
 }
-(std::make_integer_sequence<int, kTileRows>{});
+(std::make_integer_sequence<int, Packing<Format>::kTileRows>{});
 
 // Rows whose activations stay in the second-level cache (1 MiB on Zen 4, half of it on others)
 // while the panels pass by, each read once per block.
-int64_t block_rows(int64_t row_bytes) {
+int64_t block_rows(int64_t row_bytes, int64_t tile_rows) {
   constexpr int64_t kBytes = 192 << 10;
-  return std::clamp<int64_t>(kBytes / std::max<int64_t>(1, row_bytes) / kTileRows, 1, 32) *
-         kTileRows;
+  constexpr int64_t kMost = 384;
+  return std::clamp<int64_t>(kBytes / std::max<int64_t>(1, row_bytes) / tile_rows, 1,
+                             kMost / tile_rows) *
+         tile_rows;
 }
 
 // The work as one line: experts in order, in each its row blocks, in each block the panels. A panel
@@ -118,40 +119,29 @@ struct WorkLine {
   }
 };
 
-// Rows whose distance is a multiple of 4 KiB fall into the same 8 lines of a first-level cache: a
-// tile of more rows would lose each line before it has used it. Such rows are first copied to a
-// stride one line longer. 0 when they need not be.
-int64_t spread_stride(int64_t row_bytes) {
-  return row_bytes % 4096 == 0 ? row_bytes + 64 : 0;
-}
-constexpr int64_t kCacheWays = 8;
+// Memory of one thread.
+struct Workspace {
+  std::byte* rows = nullptr;
+  std::byte* panel = nullptr;
+};
 
 template <class Format, class T>
 void multiply_stretch(const Product<T>& p, const PackedWeight& w, const WorkLine& line, int64_t low,
-                      int64_t high, std::byte* spread) {
-  using Activation = typename Packing<Format>::Activation;
-  const size_t panel_bytes = Packing<Format>::panel_bytes(w.inner);
-  const int64_t row_bytes = w.inner * static_cast<int64_t>(sizeof(Activation));
+                      int64_t high, const Workspace& workspace) {
+  using Layout = Packing<Format>;
+  const size_t panel_bytes = Layout::panel_bytes(w.inner);
   line.visit(low, high, [&](int64_t e, int64_t row, int64_t rows, int64_t first, int64_t last) {
-    const auto* x = static_cast<const Activation*>(p.x) + row * w.inner;
-    int64_t stride = w.inner;
-    if (spread != nullptr && rows > kCacheWays) {
-      const int64_t bytes = spread_stride(row_bytes);
-      for (int64_t r = 0; r < rows; ++r) {
-        std::memcpy(spread + r * bytes, x + r * stride, static_cast<size_t>(row_bytes));
-      }
-      x = reinterpret_cast<const Activation*>(spread);
-      stride = bytes / static_cast<int64_t>(sizeof(Activation));
-    }
-    const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+    const auto x = Layout::rows(p.x, p.x_scales, row, rows, w.inner, workspace.rows);
+    const int64_t tiles = (rows + Layout::kTileRows - 1) / Layout::kTileRows;
     for (int64_t panel = first; panel < last; ++panel) {
       const std::byte* bytes = static_cast<const std::byte*>(w.bytes) +
                                static_cast<size_t>(e * line.panels + panel) * panel_bytes;
+      const typename Layout::Panel ready = Layout::ready(bytes, w.inner, tiles, workspace.panel);
       for (int64_t t = 0; t < tiles; ++t) {  // tiles of nearly equal height
         const int64_t begin = rows * t / tiles;
         const int64_t height = rows * (t + 1) / tiles - begin;
-        kTileFunctions<Format, T>[static_cast<size_t>(height - 1)](
-            p, x + begin * stride, stride, row + begin, bytes, panel * kPanel);
+        kTileFunctions<Format, T>[static_cast<size_t>(height - 1)](p, x.from(begin), row + begin,
+                                                                   ready, panel * kPanel);
       }
     }
   });
@@ -163,30 +153,39 @@ constexpr int64_t kTaskWork = 1 << 20;
 constexpr int64_t kTasksPerThread = 8;
 
 template <class Format, class T>
-void multiply_groups(Context& context, AnyView x, const PackedWeight& w, const RowGroups& groups,
-                     AnyView y, const Epilogue& epilogue) {
-  const Product<T> p = {x.data, w.inner, w.outputs, static_cast<T*>(y.data),
-                        static_cast<const T*>(epilogue.add_RF.data)};
-  const int64_t row_bytes = w.inner * static_cast<int64_t>(size_of(x.dtype));
-  const WorkLine line = {groups, block_rows(row_bytes), (w.outputs + kPanel - 1) / kPanel};
+void multiply_groups(Context& context, const Activation& x, const PackedWeight& w,
+                     const RowGroups& groups, AnyView y, const Epilogue& epilogue) {
+  using Layout = Packing<Format>;
+  const Product<T> p = {
+      x.values.data, x.scales.data,           w.inner,
+      w.outputs,     static_cast<T*>(y.data), static_cast<const T*>(epilogue.add_RF.data)};
+  const int64_t row_bytes = w.inner * static_cast<int64_t>(size_of(x.values.dtype));
+  const WorkLine line = {groups, block_rows(row_bytes, Layout::kTileRows),
+                         (w.outputs + kPanel - 1) / kPanel};
   const int64_t total = line.total();
   const int64_t most = context.threads() == 1 ? 1 : context.threads() * kTasksPerThread;
   const int64_t tasks = std::clamp<int64_t>(total * kPanel * w.inner / kTaskWork, 1, most);
   ScratchScope scope(context.scratch());
-  const int64_t spread_bytes = line.block * spread_stride(row_bytes);
-  std::byte* spread = nullptr;
-  if (spread_bytes != 0) {
-    spread = static_cast<std::byte*>(
-        context.scratch().take_bytes(static_cast<size_t>(context.threads() * spread_bytes)));
-  }
+  const auto per_thread = [&](int64_t bytes) {
+    const int64_t rounded = (bytes + 63) / 64 * 64;
+    void* first =
+        rounded == 0
+            ? nullptr
+            : context.scratch().take_bytes(static_cast<size_t>(context.threads() * rounded));
+    return [first = static_cast<std::byte*>(first), rounded](int thread) {
+      return first == nullptr ? first : first + thread * rounded;
+    };
+  };
+  const auto rows_of = per_thread(Layout::row_scratch(line.block, w.inner));
+  const auto panel_of = per_thread(Layout::panel_scratch(w.inner));
   context.parallel_dynamic(tasks, [&](int64_t task, int thread) {
     multiply_stretch<Format>(p, w, line, total * task / tasks, total * (task + 1) / tasks,
-                             spread == nullptr ? nullptr : spread + thread * spread_bytes);
+                             {rows_of(thread), panel_of(thread)});
   });
 }
 
-void forward(Context& context, AnyView x, const PackedWeight& w, const RowGroups& groups, AnyView y,
-             const Epilogue& epilogue) {
+void forward(Context& context, const Activation& x, const PackedWeight& w, const RowGroups& groups,
+             AnyView y, const Epilogue& epilogue) {
   visit_format(w.scheme, [&]<class Format>() {
     if (y.dtype == DType::kF32) {
       multiply_groups<Format, float>(context, x, w, groups, y, epilogue);

@@ -7,8 +7,8 @@
 namespace degu::cpu {
 
 struct GroupedGemmKernels {
-  void (*forward)(Context& context, AnyView x_RD, const PackedWeight& w, const RowGroups& groups,
-                  AnyView y_RF, const Epilogue& epilogue);
+  void (*forward)(Context& context, const Activation& x_RD, const PackedWeight& w,
+                  const RowGroups& groups, AnyView y_RF, const Epilogue& epilogue);
 };
 
 struct GroupedGemmDwKernels {

@@ -8,16 +8,29 @@
 //
 // Packing<Format> supplies, for one scheme:
 //   Activation            element type of x
-//   kStep                 inner elements per step of the panel
+//   kTileRows             most rows of a tile
 //   panel_bytes(inner)    size of a panel, a multiple of 64
+//   Rows                  where rows of x lie; rows.from(r) skips r of them
+//   rows(values, scales, row, count, inner, scratch)
+//                         rows [row, row + count) of x, made ready in row_scratch(count, inner)
+//                         bytes where that helps
+//   Panel                 a panel as `multiply` reads it
+//   ready(panel, inner, tiles, scratch)
+//                         makes it for that many tiles of rows, in panel_scratch(inner) bytes where
+//                         the panel is not read in place
+//   multiply(tile, rows, Panel, inner)
+//                         tile[r] += rows[r] * panel, in steps along the inner dimension
+// and, for weights that are packed from their numbers,
+//   kStep                 inner elements per step of the panel
 //   pack(w, first, panel) writes w, a MatrixRef of fp32 or bf16: inner elements from `first` (a
 //                         multiple of kStep) on
-//   multiply(tile, x, stride, panel, inner)
-//                         tile[r] += x[r * stride ...] * panel, in steps along the inner dimension
+// or, for quantized ones, which are packed from codes,
+//   pack_codes(w, panel)  writes w, a CodeRef: a whole panel
 #pragma once
 
 #include <cstddef>
 
+#include "kernels/cpu/packing_quantized.h"
 #include "kernels/cpu/words.h"
 #include "kernels/formats/list.h"
 
@@ -43,6 +56,8 @@ constexpr size_t round_up_64(int64_t bytes) {
 template <class T>
 struct WordPanel {
   using Activation = T;
+  using Rows = WordRows<T>;
+  static constexpr int kTileRows = degu::kTileRows;
   static constexpr int64_t kStep = Words<T>::kStep;
   static size_t panel_bytes(int64_t inner) { return round_up_64(steps_for<T>(inner) * kPanel * 4); }
 
@@ -56,17 +71,19 @@ struct WordPanel {
     }
   }
 
+  static int64_t row_scratch(int64_t rows, int64_t inner) { return Rows::scratch(rows, inner); }
+  static Rows rows(const void* values, const void*, int64_t row, int64_t count, int64_t inner,
+                   std::byte* scratch) {
+    return Rows::make(values, row, count, inner, scratch);
+  }
+  using Panel = const std::byte*;
+  static int64_t panel_scratch(int64_t) { return 0; }
+  static Panel ready(const std::byte* panel, int64_t, int64_t, std::byte*) { return panel; }
+
   template <int kRows>
-  [[gnu::always_inline]] static void multiply(Tile<kRows>& tile, const T* x, int64_t stride,
-                                              const std::byte* panel, int64_t inner) {
-    const auto* w = reinterpret_cast<const uint32_t*>(panel);
-    int64_t i = 0;
-    for (; i + kStep <= inner; i += kStep, w += kPanel) {
-      Words<T>::multiply(tile, w, [&](int r) { return broadcast_word_at(x + r * stride + i); });
-    }
-    if (i < inner) {  // an odd last element of bf16: its partner counts as zero, whatever follows x
-      Words<T>::multiply(tile, w, [&](int r) { return broadcast_first(x + r * stride + i); });
-    }
+  [[gnu::always_inline]] static void multiply(Tile<kRows>& tile, const Rows& x, Panel panel,
+                                              int64_t inner) {
+    multiply_words(tile, x.x, x.stride, reinterpret_cast<const uint32_t*>(panel), inner);
   }
 };
 
@@ -78,6 +95,21 @@ struct Packing<Fp32Format> : WordPanel<float> {};
 
 template <>
 struct Packing<Bf16Format> : WordPanel<bf16> {};
+
+template <>
+struct Packing<W8A8Format> : IntegerPanel<Codes::kInt8> {};
+
+template <>
+struct Packing<W4A8Format> : IntegerPanel<Codes::kInt4> {};
+
+template <>
+struct Packing<W8A16Format> : DecodedPanel<Codes::kInt8> {};
+
+template <>
+struct Packing<W4A16Format> : DecodedPanel<Codes::kInt4> {};
+
+template <>
+struct Packing<Fp8Format> : DecodedPanel<Codes::kE4M3> {};
 
 }  // namespace
 }  // namespace degu

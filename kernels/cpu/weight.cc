@@ -59,10 +59,60 @@ void pack_panels(Context& context, const Source* w, const PackedWeight& packed) 
 
 void pack(Context& context, AnyView w_EFD, const PackedWeight& packed) {
   visit_format(packed.scheme, [&]<class Format>() {
-    if (w_EFD.dtype == DType::kF32) {
-      pack_panels<Format>(context, static_cast<const float*>(w_EFD.data), packed);
-    } else {
-      pack_panels<Format>(context, static_cast<const bf16*>(w_EFD.data), packed);
+    if constexpr (!Format::kInfo.quantized()) {
+      if (w_EFD.dtype == DType::kF32) {
+        pack_panels<Format>(context, static_cast<const float*>(w_EFD.data), packed);
+      } else {
+        pack_panels<Format>(context, static_cast<const bf16*>(w_EFD.data), packed);
+      }
+    }
+  });
+}
+
+// Whether a stored byte is no code of the scheme.
+template <Codes kCodes>
+bool foreign(uint8_t byte) {
+  switch (kCodes) {
+    case Codes::kInt4:
+      return (byte & 0x0f) == 0 || byte >> 4 == 0;
+    case Codes::kE4M3:
+      return (byte & 0x7f) == 0x7f;
+    default:
+      return byte == 0x80;
+  }
+}
+
+template <class Format>
+void pack_code_panels(Context& context, const QuantizedWeight& weight, const PackedWeight& packed) {
+  using Layout = Packing<Format>;
+  constexpr Codes kCodes = Format::kCodes;
+  const int64_t inner = packed.inner;
+  const int64_t panels = (packed.outputs + kPanel - 1) / kPanel;
+  const int64_t stride = code_bytes(kCodes, inner);
+  const int64_t groups = scale_groups(inner);
+  const auto* codes = static_cast<const uint8_t*>(weight.codes.data);
+  const auto* scales = static_cast<const bf16*>(weight.scales.data);
+  auto* memory = static_cast<std::byte*>(packed.bytes);
+  context.parallel_for(packed.experts * panels, [&](int64_t task, int) {
+    const int64_t panel = task % panels;
+    const int64_t row = task / panels * packed.outputs + panel * kPanel;
+    const int64_t outputs = std::min<int64_t>(kPanel, packed.outputs - panel * kPanel);
+    const uint8_t* first = codes + row * stride;
+    int bad = 0;
+    for (int64_t i = 0; i < outputs * stride; ++i) bad |= foreign<kCodes>(first[i]);
+    if (bad != 0) {
+      throw DataError("pack_weight: rows {} to {} hold a byte that is no code of {}", row,
+                      row + outputs - 1, Format::kInfo.name);
+    }
+    Layout::pack_codes({first, scales + row * groups, stride, groups, outputs, inner},
+                       memory + static_cast<size_t>(task) * Layout::panel_bytes(inner));
+  });
+}
+
+void pack_codes(Context& context, const QuantizedWeight& weight, const PackedWeight& packed) {
+  visit_format(packed.scheme, [&]<class Format>() {
+    if constexpr (Format::kInfo.quantized()) {
+      pack_code_panels<Format>(context, weight, packed);
     }
   });
 }
@@ -70,7 +120,7 @@ void pack(Context& context, AnyView w_EFD, const PackedWeight& packed) {
 }  // namespace
 
 template <>
-const cpu::WeightKernels cpu::Table<cpu::WeightKernels, cpu::kThisIsa>::value = {&packed_bytes,
-                                                                                 &pack};
+const cpu::WeightKernels cpu::Table<cpu::WeightKernels, cpu::kThisIsa>::value = {
+    &packed_bytes, &pack, &pack_codes};
 
 }  // namespace degu

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 
 #include "kernels/cpu/simd.h"
 
@@ -275,6 +276,47 @@ void pack_transposed(const Source* from, int64_t stride, int64_t length, int64_t
     }
   }
 }
+
+// tile[r] += x[r * stride ...] * w over `inner` elements, w being steps of kPanel words.
+template <class T, int kRows>
+[[gnu::always_inline]] inline void multiply_words(Tile<kRows>& tile, const T* x, int64_t stride,
+                                                  const uint32_t* w, int64_t inner) {
+  constexpr int64_t kStep = Words<T>::kStep;
+  int64_t i = 0;
+  for (; i + kStep <= inner; i += kStep, w += kPanel) {
+    Words<T>::multiply(tile, w, [&](int r) { return broadcast_word_at(x + r * stride + i); });
+  }
+  if (i < inner) {  // an odd last element of bf16: its partner counts as zero, whatever follows x
+    Words<T>::multiply(tile, w, [&](int r) { return broadcast_first(x + r * stride + i); });
+  }
+}
+
+// Rows of unquantized elements. Rows whose distance is a multiple of 4 KiB fall into the same 8
+// lines of a first-level cache: a tile of more rows would lose each line before it has used it.
+// Such rows are first copied to a stride one line longer.
+template <class T>
+struct WordRows {
+  const T* x;
+  int64_t stride;
+
+  static constexpr int64_t kCacheWays = 8;
+  static int64_t row_bytes(int64_t inner) { return inner * static_cast<int64_t>(sizeof(T)); }
+  static bool spreads(int64_t inner) { return row_bytes(inner) % 4096 == 0; }
+  static int64_t scratch(int64_t rows, int64_t inner) {
+    return spreads(inner) ? rows * (row_bytes(inner) + 64) : 0;
+  }
+  static WordRows make(const void* values, int64_t row, int64_t count, int64_t inner,
+                       std::byte* scratch) {
+    const T* x = static_cast<const T*>(values) + row * inner;
+    if (!spreads(inner) || count <= kCacheWays) return {x, inner};
+    const int64_t bytes = row_bytes(inner) + 64;
+    for (int64_t r = 0; r < count; ++r) {
+      std::memcpy(scratch + r * bytes, x + r * inner, static_cast<size_t>(row_bytes(inner)));
+    }
+    return {reinterpret_cast<const T*>(scratch), bytes / static_cast<int64_t>(sizeof(T))};
+  }
+  WordRows from(int64_t r) const { return {x + r * stride, stride}; }
+};
 
 }  // namespace
 }  // namespace degu

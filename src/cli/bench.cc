@@ -72,6 +72,7 @@ Json rate_json(const KernelCase& kernel, const KernelRate& rate) {
   out["size"] = kernel.shape;
   out["bound"] = kernel.bound == Bound::kMemory ? "memory"
                  : kernel.bound == Bound::kBf16 ? "bf16"
+                 : kernel.bound == Bound::kInt8 ? "int8"
                                                 : "fp32";
   out["rate"] = rate.rate;
   out["peak"] = rate.peak;
@@ -91,7 +92,7 @@ ExitCode bench_kernels(const Options& options) {
   const HardwareProfile profile = measure_hardware(context);
   if (!options.json) print_profile(profile);
   Json operators = Json::array();
-  for (std::span<const MakeCase> cases : {compute_cases(), memory_cases()}) {
+  for (std::span<const MakeCase> cases : {compute_cases(), scheme_cases(), memory_cases()}) {
     for (MakeCase make : cases) {
       const KernelCase kernel = make(context, 1.0);
       if (!options.only.empty() && kernel.name.find(options.only) == std::string::npos) continue;

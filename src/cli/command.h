@@ -31,6 +31,7 @@ Action attach_fit(CLI::App& app);
 Action attach_plan(CLI::App& app);
 Action attach_bench(CLI::App& app);
 Action attach_export(CLI::App& app);
+Action attach_quantize(CLI::App& app);
 Action attach_help(CLI::App& app);
 
 }  // namespace degu

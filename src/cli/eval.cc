@@ -7,6 +7,7 @@
 #include "cli/command.h"
 #include "cli/loaded_model.h"
 #include "io/safetensors.h"
+#include "train/compare.h"
 #include "train/gradient_probe.h"
 
 namespace degu {
@@ -14,6 +15,7 @@ namespace {
 
 struct EvalArguments {
   std::string checkpoint;
+  std::string reference;
   std::vector<std::string> data;
   int64_t validation_tokens = -1;
   int64_t batch = 8;
@@ -68,6 +70,43 @@ ExitCode report(const EvalArguments& arguments, const std::string& folder,
   return ExitCode::kDone;
 }
 
+void print_comparison(const Comparison& c) {
+  const auto line = [](const char* name, const Estimate& e, double factor, const char* unit) {
+    fmt::print("{:<28} {:>11.5f} {:<4} [{:.5f}, {:.5f}]\n", name, factor * e.value, unit,
+               factor * e.low, factor * e.high);
+  };
+  fmt::print("{} tokens of {} documents; intervals: 95 %, documents resampled\n", c.tokens,
+             c.documents);
+  fmt::print("{:<28} {:>11} {:>11}\n", "", "model", "reference");
+  fmt::print("{:<28} {:>11.5f} {:>11.5f}\n", "loss", c.loss, c.reference_loss);
+  fmt::print("{:<28} {:>11.4f} {:>11.4f}\n", "perplexity", std::exp(c.loss),
+             std::exp(c.reference_loss));
+  fmt::print("{:<28} {:>11.5f} {:>11.5f}\n\n", "bits per byte", c.bits_per_byte,
+             c.reference_bits_per_byte);
+  line("perplexity change", c.perplexity_change, 100, "%");
+  line("KL(reference || model)", c.kl, 1, "nats");
+  line("same most likely token", c.top1_agreement, 100, "%");
+  line("tokens routed otherwise", c.routing_changed, 100, "%");
+}
+
+ExitCode compare(const EvalArguments& arguments, Job& job, const ComparedModel& compared,
+                 const std::string& folder, const StepPlan& plan, const ValidationSet& data) {
+  if (job.world().size() > 1) throw ConfigError("--reference compares on one rank");
+  LoadedModel reference(arguments.reference);
+  reference.load(job, 1);
+  const Comparison result = compare_models(
+      job.context(), compared, {*reference.parameters, *reference.model}, plan, data);
+  if (arguments.json) {
+    nlohmann::json json = to_json(result);
+    json["checkpoint"] = folder;
+    json["reference"] = reference.folder;
+    fmt::print("{}\n", json.dump(2));
+  } else {
+    print_comparison(result);
+  }
+  return ExitCode::kDone;
+}
+
 ExitCode eval(const EvalArguments& arguments) {
   Job job(arguments.threads);
   LoadedModel loaded(arguments.checkpoint);
@@ -97,6 +136,9 @@ ExitCode eval(const EvalArguments& arguments) {
       .micro_sequences = arguments.batch,
       .balance_sequences = 1,
       .capacity_sequences = std::max(1, config.train.balance.capacity_group_sequences)};
+  if (!arguments.reference.empty()) {
+    return compare(arguments, job, {*loaded.parameters, *loaded.model}, folder, plan, data);
+  }
   const ValidationResult result =
       Evaluator(job.context(), *loaded.parameters, *loaded.model, plan, data, job.world()).run();
   return job.world().rank() == 0 ? report(arguments, folder, result) : ExitCode::kDone;
@@ -107,6 +149,8 @@ ExitCode eval(const EvalArguments& arguments) {
 Action attach_eval(CLI::App& app) {
   auto a = std::make_shared<EvalArguments>();
   app.add_option("checkpoint", a->checkpoint, "a checkpoint, or the folder of a run")->required();
+  app.add_option("--reference", a->reference,
+                 "another checkpoint of the same shape: compare the two token by token");
   app.add_option("--data", a->data, "prepared data; default: what the model was trained on");
   app.add_option("--validation-tokens", a->validation_tokens, "tokens per domain; 0: all")
       ->check(CLI::NonNegativeNumber);

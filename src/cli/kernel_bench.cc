@@ -69,7 +69,9 @@ KernelRate measure(Context& context, const KernelCase& kernel, int repetitions) 
   const double work = memory ? static_cast<double>(moved_bytes(kernel.streams)) : kernel.work;
   const auto peak = [&] {
     if (!memory) {
-      return probe_peak_flops(context, kernel.bound == Bound::kBf16 ? DType::kBF16 : DType::kF32);
+      return probe_peak_flops(context, kernel.bound == Bound::kInt8   ? DType::kI8
+                                       : kernel.bound == Bound::kBf16 ? DType::kBF16
+                                                                      : DType::kF32);
     }
     return median({bandwidth->run(), bandwidth->run(), bandwidth->run()});
   };

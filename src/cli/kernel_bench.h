@@ -17,7 +17,7 @@
 
 namespace degu {
 
-enum class Bound { kFp32, kBf16, kMemory };
+enum class Bound { kFp32, kBf16, kInt8, kMemory };
 
 // One operator at one size. `run` calls it once; `data` owns what it works on.
 struct KernelCase {
@@ -34,6 +34,7 @@ struct KernelCase {
 // Builds a case. `scale` multiplies the number of rows: 1 is outside the caches, tests use less.
 using MakeCase = KernelCase (*)(Context& context, double scale);
 std::span<const MakeCase> compute_cases();  // kernel_cases_compute.cc
+std::span<const MakeCase> scheme_cases();   // kernel_cases_schemes.cc
 std::span<const MakeCase> memory_cases();   // kernel_cases_memory.cc
 
 struct KernelRate {

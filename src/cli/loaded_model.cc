@@ -1,5 +1,7 @@
 #include "cli/loaded_model.h"
 
+#include "model/load.h"
+
 namespace degu {
 
 std::string checkpoint_folder(const std::string& path) {
@@ -23,22 +25,16 @@ void LoadedModel::load(Job& job, int expert_parallel) {
     const Range range = mesh->layout().experts(config.model.moe.experts);
     experts = {range.begin, range.size()};
   }
-  parameters = std::make_unique<ParameterSet>(job.context(), config.model,
-                                              activation_type(config.train.precision), experts,
-                                              /*training=*/false);
-  load_values(reader, *parameters);
-  parameters->pack(job.context());
+  parameters = load_for_inference(job.context(), reader, config.model,
+                                  activation_type(config.train.precision), experts);
   model = std::make_unique<Transformer>(*parameters, expert_parallel > 1 ? &mesh->ep() : nullptr,
                                         /*unit_slots=*/false);
 }
 
 std::unique_ptr<ParameterSet> LoadedModel::load_whole(Context& context) {
-  auto whole =
-      std::make_unique<ParameterSet>(context, config.model, activation_type(config.train.precision),
-                                     ExpertRange{0, config.model.moe.experts}, false);
-  load_values(reader, *whole);
-  whole->pack(context);
-  return whole;
+  return load_for_inference(context, reader, config.model,
+                            activation_type(config.train.precision),
+                            {0, config.model.moe.experts});
 }
 
 }  // namespace degu

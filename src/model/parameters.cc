@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <utility>
 
 #include "base/random.h"
@@ -131,9 +132,53 @@ std::vector<ParameterSpec> parameter_specs(const ModelShape& shape) {
   return list.take();
 }
 
+bool quantizable(ParameterRole role) {
+  switch (role) {
+    case ParameterRole::kEmbedding:
+    case ParameterRole::kMatrix:
+    case ParameterRole::kExperts:
+    case ParameterRole::kHead:
+      return true;
+    default:
+      return false;
+  }
+}
+
 ParameterSet::ParameterSet(const Context& context, const ModelShape& shape, DType activation,
                            ExpertRange experts, bool training)
     : shape_(shape), activation_(activation), experts_(experts), training_(training) {
+  make_regions();
+  for (const auto& p : parameters_) {
+    if (p->spec.role == ParameterRole::kEmbedding) make_table(*p, training_scheme(activation_));
+    if (!is_packed(*p)) continue;
+    const Shape local = local_shape(p->spec, experts_);
+    const Scheme scheme =
+        p->spec.role == ParameterRole::kRouter ? Scheme::kFp32 : training_scheme(activation_);
+    reserve_packing(context, p->forward, scheme, local, Orientation::kForward);
+    if (training_) reserve_packing(context, p->backward, scheme, local, Orientation::kBackward);
+  }
+}
+
+ParameterSet::ParameterSet(const Context& context, const ModelShape& shape, DType activation,
+                           ExpertRange experts, const SchemeOf& scheme_of)
+    : shape_(shape), activation_(activation), experts_(experts), serving_(true) {
+  make_regions();
+  for (const auto& p : parameters_) {
+    const Scheme scheme = quantizable(p->spec.role) ? scheme_of(p->spec) : Scheme::kFp32;
+    const SchemeInfo& info = scheme_info(scheme);
+    if (quantizable(p->spec.role) && !info.integer_activations() &&
+        info.activation != activation_) {
+      throw ConfigError("{}: scheme {} multiplies {}, the activations are {}", p->spec.name,
+                        info.name, dtype_name(info.activation), dtype_name(activation_));
+    }
+    if (p->spec.role == ParameterRole::kEmbedding) make_table(*p, scheme);
+    if (!is_packed(*p)) continue;
+    reserve_packing(context, p->forward, scheme, local_shape(p->spec, experts_),
+                    Orientation::kForward);
+  }
+}
+
+void ParameterSet::make_regions() {
   for (const ParameterSpec& spec : parameter_specs(shape_)) {
     parameters_.push_back(std::make_unique<Parameter>());
     parameters_.back()->spec = spec;
@@ -142,7 +187,7 @@ ParameterSet::ParameterSet(const Context& context, const ModelShape& shape, DTyp
        {RegionKind::kDense, RegionKind::kEmbedding, RegionKind::kHead, RegionKind::kExperts}) {
     Region region{.kind = kind, .members = {}, .offsets = {0}, .values = {}};
     for (const auto& parameter : parameters_) {
-      if (region_of(parameter->spec) != kind) continue;
+      if (region_of(parameter->spec) != kind || !has_value(*parameter)) continue;
       region.members.push_back(parameter.get());
       region.offsets.push_back(region.offsets.back() +
                                local_shape(parameter->spec, experts_).elements());
@@ -156,27 +201,36 @@ ParameterSet::ParameterSet(const Context& context, const ModelShape& shape, DTyp
     }
     regions_.push_back(std::move(region));
   }
-  for (const auto& p : parameters_) {
-    if (p->spec.role == ParameterRole::kEmbedding) {
-      packings_.emplace_back(activation_, p->spec.shape);
-      p->table = packings_.back();
-    }
-    if (!is_packed(*p)) continue;
-    const Shape local = local_shape(p->spec, experts_);
-    const int64_t count = local.rank() == 3 ? local[0] : 1;
-    const int64_t outputs = local[local.rank() - 2];
-    const int64_t inner = local[local.rank() - 1];
-    const Scheme scheme =
-        p->spec.role == ParameterRole::kRouter ? Scheme::kFp32 : training_scheme(activation_);
-    auto reserve = [&](PackedWeight& packed, int64_t to, int64_t from) {
-      const size_t bytes = packed_bytes(context, scheme, count, to, from);
-      packings_.emplace_back(DType::kU8, Shape{static_cast<int64_t>(bytes)});
-      packed.scheme = scheme;
-      packed.bytes = packings_.back().view().data;
-    };
-    reserve(p->forward, outputs, inner);
-    if (training_) reserve(p->backward, inner, outputs);
+}
+
+void ParameterSet::make_table(Parameter& parameter, Scheme scheme) {
+  if (!scheme_info(scheme).quantized()) {
+    packings_.emplace_back(activation_, parameter.spec.shape);
+    parameter.table = packings_.back();
+    return;
   }
+  QuantizedWeight& table = parameter.quantized_table;
+  table = {.scheme = scheme, .shape = parameter.spec.shape, .codes = {}, .scales = {}};
+  packings_.emplace_back(scheme_info(scheme).weight, code_shape(scheme, table.shape));
+  table.codes = packings_.back();
+  packings_.emplace_back(DType::kBF16, scale_shape(table.shape));
+  table.scales = packings_.back();
+}
+
+void ParameterSet::reserve_packing(const Context& context, PackedWeight& packed, Scheme scheme,
+                                   const Shape& local, Orientation orientation) {
+  const int64_t count = local.rank() == 3 ? local[0] : 1;
+  int64_t outputs = local[local.rank() - 2];
+  int64_t inner = local[local.rank() - 1];
+  if (orientation == Orientation::kBackward) std::swap(outputs, inner);
+  const size_t bytes = packed_bytes(context, scheme, count, outputs, inner);
+  packings_.emplace_back(DType::kU8, Shape{static_cast<int64_t>(bytes)});
+  packed.scheme = scheme;
+  packed.bytes = packings_.back().view().data;
+}
+
+bool ParameterSet::has_value(const Parameter& parameter) const {
+  return !serving_ || !quantizable(parameter.spec.role);
 }
 
 bool ParameterSet::is_packed(const Parameter& parameter) const {
@@ -234,6 +288,7 @@ void ParameterSet::initialise(Context& context, uint64_t seed) {
 
 void ParameterSet::pack(Context& context) {
   for (const auto& p : parameters_) {
+    if (!p->value) continue;
     if (p->table) cast(context, p->value, p->table);
     if (!is_packed(*p)) continue;
     p->forward =
@@ -243,6 +298,42 @@ void ParameterSet::pack(Context& context) {
                                 p->backward.bytes);
     }
   }
+}
+
+void ParameterSet::load(Context& context, Parameter& p, AnyView value) {
+  const SchemeInfo& info =
+      scheme_info(p.quantized_table.codes ? p.quantized_table.scheme : p.forward.scheme);
+  if (!serving_ || !quantizable(p.spec.role) || info.quantized() ||
+      value.shape != local_shape(p.spec, experts_)) {
+    throw ShapeError("{}: plain values {} do not load into a tensor held as {}", p.spec.name,
+                     value.shape.str(), info.name);
+  }
+  if (p.table) cast(context, value, p.table);
+  if (is_packed(p)) {
+    p.forward =
+        pack_weight(context, value, p.forward.scheme, Orientation::kForward, p.forward.bytes);
+  }
+}
+
+void ParameterSet::load(Context& context, Parameter& p, const QuantizedWeight& weight) {
+  const Scheme held = p.quantized_table.codes ? p.quantized_table.scheme : p.forward.scheme;
+  if (!serving_ || held != weight.scheme || weight.shape != local_shape(p.spec, experts_)) {
+    throw ShapeError("{}: {} codes of {} do not load into a tensor held as {}", p.spec.name,
+                     scheme_info(weight.scheme).name, weight.shape.str(), scheme_info(held).name);
+  }
+  check_quantized("load", weight);
+  if (const QuantizedWeight& table = p.quantized_table; table.codes) {
+    std::memcpy(table.codes.data, weight.codes.data, weight.codes.bytes());
+    std::memcpy(table.scales.data, weight.scales.data, weight.scales.bytes());
+  }
+  if (is_packed(p)) p.forward = pack_weight(context, weight, p.forward.bytes);
+}
+
+size_t ParameterSet::bytes() const {
+  size_t sum = 0;
+  for (const Region& region : regions_) sum += region.values.bytes();
+  for (const Tensor& packing : packings_) sum += packing.bytes();
+  return sum;
 }
 
 }  // namespace degu

@@ -4,6 +4,7 @@
 // ranks are a handful of long vectors. Products read packings of the values; `pack` refreshes them.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -37,11 +38,24 @@ struct Region {
   int64_t elements() const { return offsets.back(); }
 };
 
+// Which scheme a tensor is served in.
+using SchemeOf = std::function<Scheme(const ParameterSpec&)>;
+
+// Whether a tensor of this role may be quantized: all that a large product or a look-up reads. The
+// router is multiplied in fp32, and norms and state are vectors.
+bool quantizable(ParameterRole role);
+
 class ParameterSet {
  public:
   // `training`: keep the packings that the backward pass reads.
   ParameterSet(const Context& context, const ModelShape& shape, DType activation,
                ExpertRange experts, bool training);
+  // For serving: what products read is held as packings alone, each tensor in the scheme that
+  // `scheme_of` names (unquantized ones in that of the activation, or fp32); `load` fills them one
+  // by one. Values exist for gains, routers and state. ConfigError when a scheme does not multiply
+  // the activation.
+  ParameterSet(const Context& context, const ModelShape& shape, DType activation,
+               ExpertRange experts, const SchemeOf& scheme_of);
   ParameterSet(const ParameterSet&) = delete;
   ParameterSet& operator=(const ParameterSet&) = delete;
 
@@ -60,14 +74,26 @@ class ParameterSet {
   void initialise(Context& context, uint64_t seed);
   // Values → packings and tables.
   void pack(Context& context);
+  // This rank's part of a tensor → its packing and table, for serving; `parameter` holds no copy of
+  // what it is given. The scheme must be the one it was made for.
+  void load(Context& context, Parameter& parameter, AnyView value);
+  void load(Context& context, Parameter& parameter, const QuantizedWeight& weight);
+  // Bytes of values, packings and tables.
+  size_t bytes() const;
 
  private:
   bool is_packed(const Parameter& parameter) const;
+  bool has_value(const Parameter& parameter) const;
+  void make_regions();
+  void make_table(Parameter& parameter, Scheme scheme);
+  void reserve_packing(const Context& context, PackedWeight& packed, Scheme scheme,
+                       const Shape& local, Orientation orientation);
 
   ModelShape shape_;
   DType activation_;
   ExpertRange experts_;
-  bool training_;
+  bool training_ = false;
+  bool serving_ = false;  // no values where packings serve
   std::vector<std::unique_ptr<Parameter>> parameters_;
   std::vector<Region> regions_;
   std::vector<Tensor> packings_;

@@ -99,7 +99,7 @@ void Transformer::forward(Context& context, const Batch& batch, const TokenGroup
                           const BalanceWeights& weights, Activations& saved) const {
   const int64_t tokens = batch.tokens();
   auto rows = [&](AnyView view) { return view.rows(0, tokens); };
-  embedding(context, parameters_.get("embedding").table, batch.tokens_T, rows(saved.x_LTD[0]));
+  embed(context, parameters_.get("embedding"), batch.tokens_T, rows(saved.x_LTD[0]));
   for (size_t l = 0; l < blocks_.size(); ++l) {
     const Block& block = blocks_[l];
     BlockActivations& a = saved.blocks[l];

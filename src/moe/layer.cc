@@ -55,6 +55,33 @@ int64_t MoeLayer::capacity(const TokenGroups& groups) const {
                                         static_cast<double>(longest) / shape_.moe.experts));
 }
 
+SharedInput MoeLayer::expert_input(Context& context, AnyView h_TD,
+                                   const MoeActivations& saved) const {
+  Arena& scratch = context.scratch();
+  const DispatchState& state = saved.dispatch;
+  const AnyView source = state.token_R.rows(0, state.sent_rows);
+  // Rows of the token side to rows of the expert side; with all experts here they are the same.
+  const auto route = [&](AnyView rows_TD, AnyView expert_RD) {
+    const AnyView sent =
+        routes_locally()
+            ? expert_RD
+            : scratch.take(rows_TD.dtype, {std::max<int64_t>(state.sent_rows, 1), rows_TD.dim(1)});
+    gather_rows(context, rows_TD, source, sent.rows(0, state.sent_rows));
+    dispatch_.to_experts(context, sent, state, expert_RD);
+  };
+  if (multiplies_integers(*p_.gate) && multiplies_integers(*p_.up)) {
+    // A token is quantized once, and travels as codes.
+    const Activation h = Activation::take(scratch, h_TD.dim(0), h_TD.dim(1));
+    quantize_rows(context, h_TD, h);
+    const Activation x = Activation::take(scratch, std::max<int64_t>(state.rows, 1), h_TD.dim(1));
+    route(h.values, x.values);
+    route(h.scales, x.scales);
+    return {.plain = {}, .quantized = x};
+  }
+  route(h_TD, saved.x_RD);
+  return share_input(context, saved.x_RD.rows(0, state.rows), {p_.gate, p_.up});
+}
+
 void MoeLayer::forward(Context& context, AnyView h_TD, AnyView add_TD, const Batch& batch,
                        const TokenGroups& groups, const BalanceWeights& weights,
                        MoeActivations& saved, AnyView y_TD) const {
@@ -73,15 +100,13 @@ void MoeLayer::forward(Context& context, AnyView h_TD, AnyView add_TD, const Bat
                  state);
   saved.balance.dropped = state.dropped;
 
-  // With all experts here, rows of the token side are rows of the expert side.
-  const AnyView sent =
-      routes_locally() ? saved.x_RD : scratch.take(h_TD.dtype, {saved.y_RD.dim(0), shape_.width});
-  gather_rows(context, h_TD, state.token_R.rows(0, state.sent_rows), sent.rows(0, state.sent_rows));
-  dispatch_.to_experts(context, sent, state, saved.x_RD);
-
   const RowGroups rows = state.groups();
-  expert_linear(context, saved.x_RD, *p_.gate, rows, saved.gate_RF);
-  expert_linear(context, saved.x_RD, *p_.up, rows, saved.up_RF);
+  {
+    const ScratchScope input_scope(scratch);
+    const SharedInput x = expert_input(context, h_TD, saved);
+    expert_linear(context, x, *p_.gate, rows, saved.gate_RF);
+    expert_linear(context, x, *p_.up, rows, saved.up_RF);
+  }
   swiglu(context, saved.gate_RF, saved.up_RF, saved.act_RF, state.rows);
   const AnyView y_expert =
       routes_locally() ? saved.y_RD : scratch.take(h_TD.dtype, saved.x_RD.shape);

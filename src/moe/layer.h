@@ -50,6 +50,8 @@ class MoeLayer {
 
  private:
   int64_t capacity(const TokenGroups& groups) const;
+  // The rows of h_TD that this rank's experts read, in the form that their products want.
+  SharedInput expert_input(Context& context, AnyView h_TD, const MoeActivations& saved) const;
   bool routes_locally() const { return dispatch_.ranks() == 1; }
 
   ModelShape shape_;

@@ -84,9 +84,13 @@ void AttentionLayer::forward(Context& context, AnyView x_TD, const Batch& batch,
   rmsnorm(context, x_TD, p_.norm->value, shape_.norm_eps, saved.h_TD, saved.inv_T);
   const AnyView q = shape_.qk_norm ? saved.q_raw_THA : saved.q_THA;
   const AnyView k = shape_.qk_norm ? saved.k_raw_TGA : saved.k_TGA;
-  linear(context, saved.h_TD, *p_.wq, flat_heads(q));
-  linear(context, saved.h_TD, *p_.wk, flat_heads(k));
-  linear(context, saved.h_TD, *p_.wv, flat_heads(saved.v_TGA));
+  {
+    const ScratchScope scope(context.scratch());
+    const SharedInput h = share_input(context, saved.h_TD, {p_.wq, p_.wk, p_.wv});
+    linear(context, h, *p_.wq, flat_heads(q));
+    linear(context, h, *p_.wk, flat_heads(k));
+    linear(context, h, *p_.wv, flat_heads(saved.v_TGA));
+  }
   if (shape_.qk_norm) {
     rmsnorm(context, flat_rows(q), p_.q_norm->value, shape_.norm_eps, flat_rows(saved.q_THA),
             saved.q_inv);

@@ -19,8 +19,12 @@ FeedForwardActivations FeedForwardActivations::rows(int64_t count) const {
 
 void FeedForward::forward(Context& context, AnyView h_TD, AnyView add_TD,
                           const FeedForwardActivations& saved, AnyView y_TD) const {
-  linear(context, h_TD, *p_.gate, saved.gate_TF);
-  linear(context, h_TD, *p_.up, saved.up_TF);
+  {
+    const ScratchScope scope(context.scratch());
+    const SharedInput h = share_input(context, h_TD, {p_.gate, p_.up});
+    linear(context, h, *p_.gate, saved.gate_TF);
+    linear(context, h, *p_.up, saved.up_TF);
+  }
   swiglu(context, saved.gate_TF, saved.up_TF, saved.act_TF, h_TD.dim(0));
   linear(context, saved.act_TF, *p_.down, y_TD, {.add_RF = add_TD});
 }

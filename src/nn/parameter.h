@@ -1,5 +1,6 @@
 // A trained tensor as layers see it: its fp32 value, the packings that products read, and where
-// this pass's gradient goes. Storage, sharding and updates belong to model/parameters.h.
+// this pass's gradient goes. When serving, what is packed has no value beside it. Storage, sharding
+// and updates belong to model/parameters.h.
 #pragma once
 
 #include <cstdint>
@@ -31,11 +32,12 @@ struct ParameterSpec {
 
 struct Parameter {
   ParameterSpec spec;
-  AnyView value;          // fp32, this rank's part (its experts; all of it otherwise)
+  AnyView value;          // fp32, this rank's part (its experts; all of it otherwise); or null
   PackedWeight forward;   // matrices only
   PackedWeight backward;  // matrices only
-  AnyView table;          // embedding only: [V, D] in the activation type
-  AnyView gradient;       // fp32, [slots, …]: where the present pass writes
+  AnyView table;          // embedding only: [V, D] in the activation type, or
+  QuantizedWeight quantized_table;  // its codes
+  AnyView gradient;                 // fp32, [slots, …]: where the present pass writes
   Write write = Write::kOverwrite;
 };
 

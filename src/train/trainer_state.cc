@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <iterator>
 
+#include "model/load.h"
 #include "train/trainer.h"
 
 namespace degu {
@@ -17,6 +18,11 @@ std::string model_name(const Parameter& p) {
 }  // namespace
 
 void load_values(CheckpointReader& reader, ParameterSet& parameters) {
+  if (const auto quantization = quantization_of(reader)) {
+    throw DataError(
+        "{}: is quantized ({}) and cannot be trained; use the checkpoint it was made of",
+        reader.folder(), scheme_info(quantization->scheme).name);
+  }
   for (const auto& p : parameters.all()) {
     const std::string name = model_name(*p);
     const CheckpointReader::TensorInfo info = reader.info(name);

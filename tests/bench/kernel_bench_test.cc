@@ -17,7 +17,7 @@ using namespace degu::testing;
 TEST_CASE("every benchmark case runs and gives a rate", "[bench]") {
   Context context(test_options(default_isa(), 2));
   std::set<std::string> seen;
-  for (std::span<const MakeCase> cases : {compute_cases(), memory_cases()}) {
+  for (std::span<const MakeCase> cases : {compute_cases(), scheme_cases(), memory_cases()}) {
     CHECK(!cases.empty());
     for (MakeCase make : cases) {
       const KernelCase kernel = make(context, 0.001);

@@ -10,9 +10,24 @@ namespace {
 
 using namespace degu::testing;
 
-// A weight and the memory it is packed in.
+// The numbers of a quantized weight, and their memory.
+struct Quantized {
+  Quantized(Context& context, const AnyView& w_EFD, Scheme scheme)
+      : codes(scheme_info(scheme).weight, code_shape(scheme, w_EFD.shape)),
+        scales(DType::kBF16, scale_shape(w_EFD.shape)),
+        weight{scheme, w_EFD.shape, codes, scales} {
+    Tensor master(DType::kF32, w_EFD.shape);
+    for (int64_t i = 0; i < w_EFD.elements(); ++i) set_element(master, i, element(w_EFD, i));
+    quantize_weight(context, master, weight);
+  }
+  Tensor codes, scales;
+  QuantizedWeight weight;
+};
+
+// A weight packed, the memory it is packed in, and what the packing stands for.
 struct Packed {
-  Packed(Context& context, const AnyView& w_EFD, Scheme scheme, Orientation orientation) {
+  Packed(Context& context, const AnyView& w_EFD, Scheme scheme, Orientation orientation)
+      : value(DType::kF32, w_EFD.shape) {
     const int rank = w_EFD.shape.rank();
     const int64_t f = w_EFD.dim(rank - 2);
     const int64_t d = w_EFD.dim(rank - 1);
@@ -20,25 +35,56 @@ struct Packed {
     const bool forward = orientation == Orientation::kForward;
     const size_t bytes = packed_bytes(context, scheme, experts, forward ? f : d, forward ? d : f);
     memory = Tensor(DType::kU8, {static_cast<int64_t>(bytes)});
+    if (scheme_info(scheme).quantized()) {
+      const Quantized quantized(context, w_EFD, scheme);
+      weight = pack_weight(context, quantized.weight, memory.view().data);
+      dequantize_weight(context, quantized.weight, value);
+      return;
+    }
     weight = pack_weight(context, w_EFD, scheme, orientation, memory.view().data);
+    const bool narrow = scheme_info(scheme).weight == DType::kBF16;
+    for (int64_t i = 0; i < w_EFD.elements(); ++i) {
+      const auto master = static_cast<float>(element(w_EFD, i));
+      set_element(value, i, narrow ? static_cast<float>(bf16(master)) : master);
+    }
   }
   Tensor memory;
+  Tensor value;  // fp32, as w_EFD
   PackedWeight weight;
 };
 
-// What the scheme makes of a master weight.
-double rounded(double value, DType type) {
-  return type == DType::kBF16 ? static_cast<float>(bf16(static_cast<float>(value))) : value;
-}
+// Random rows of what a scheme multiplies.
+struct Rows {
+  Rows(Context& context, const SchemeInfo& info, int64_t rows, int64_t inner)
+      : type(info.integer_activations() ? DType::kBF16 : info.activation),
+        plain(random_tensor(type, {rows, inner}, "x")) {
+    if (info.integer_activations()) {
+      codes = Tensor(DType::kI8, {rows, scale_groups(inner) * kScaleGroup});
+      scales = Tensor(DType::kF32, {rows, scale_groups(inner)});
+    }
+    refresh(context);
+  }
+  void refresh(Context& context) {
+    if (scales) quantize_rows(context, plain, {codes, scales});
+  }
+  Activation all() const { return scales ? Activation(codes, scales) : Activation(plain); }
+  double at(int64_t r, int64_t i) const {
+    if (!scales) return element(plain, r * plain.shape()[1] + i);
+    return element(codes, r * codes.shape()[1] + i) *
+           element(scales, r * scales.shape()[1] + i / kScaleGroup);
+  }
+  DType type;  // of plain rows, and of products where a test has no reason for another
+  Tensor plain, codes, scales;
+};
 
 // y[r, o] = sum_i x[r, i] * w(o, i) (+ add), w(o, i) = w_EFD[e, o, i] forward, w_EFD[e, i, o]
 // backward.
-Expected reference(const AnyView& x, const AnyView& w_EFD, const SchemeInfo& info,
-                   Orientation orientation, const RowGroups& groups, DType stored,
-                   const AnyView& add = {}) {
+Expected reference(const Rows& x, const Packed& packed, Orientation orientation,
+                   const RowGroups& groups, DType stored, const AnyView& add = {}) {
   Expected expected;
-  const int64_t f = w_EFD.dim(1);
-  const int64_t d = w_EFD.dim(2);
+  const int rank = packed.value.shape().rank();
+  const int64_t f = packed.value.shape()[rank - 2];
+  const int64_t d = packed.value.shape()[rank - 1];
   const bool forward = orientation == Orientation::kForward;
   const int64_t outputs = forward ? f : d;
   const int64_t inner = forward ? d : f;
@@ -48,7 +94,7 @@ Expected reference(const AnyView& x, const AnyView& w_EFD, const SchemeInfo& inf
         ReferenceSum sum;
         for (int64_t i = 0; i < inner; ++i) {
           const int64_t at = (e * f + (forward ? o : i)) * d + (forward ? i : o);
-          sum.add(element(x, r * inner + i) * rounded(element(w_EFD, at), info.weight));
+          sum.add(x.at(r, i) * element(packed.value, at));
         }
         if (add) sum.add(element(add, r * outputs + o));
         expected.push(sum, stored);
@@ -58,14 +104,20 @@ Expected reference(const AnyView& x, const AnyView& w_EFD, const SchemeInfo& inf
   return expected;
 }
 
-constexpr Orientation kOrientations[] = {Orientation::kForward, Orientation::kBackward};
+// Quantized weights serve forward products only.
+std::vector<Orientation> orientations(const SchemeInfo& info) {
+  if (info.quantized()) return {Orientation::kForward};
+  return {Orientation::kForward, Orientation::kBackward};
+}
 
 struct Size {
   int64_t f;
   int64_t d;
 };
-// Both sides of panels of 8, 16 and 32 outputs, odd inner dimensions, and single columns.
-constexpr Size kSizes[] = {{1, 1}, {7, 5}, {16, 32}, {33, 17}, {40, 31}, {64, 48}, {31, 65}};
+// Both sides of panels of 8, 16 and 32 outputs, odd inner dimensions, both sides of scale groups,
+// and single columns.
+constexpr Size kSizes[] = {{1, 1},   {7, 5},   {16, 32},  {33, 17}, {40, 31},
+                           {64, 48}, {31, 65}, {17, 127}, {9, 130}, {32, 96}};
 
 TEST_CASE("grouped_gemm agrees with a plain loop over ragged groups", "[grouped_gemm]") {
   for_each_isa([&](Context& context) {
@@ -76,22 +128,21 @@ TEST_CASE("grouped_gemm agrees with a plain loop over ragged groups", "[grouped_
         const Size size =
             kSizes[(counts.size() + static_cast<size_t>(groups.rows())) % std::size(kSizes)];
         const Tensor w = random_tensor(DType::kF32, {groups.groups(), size.f, size.d}, "w");
-        for (Orientation orientation : kOrientations) {
+        for (Orientation orientation : orientations(info)) {
           const Packed packed(context, w, info.scheme, orientation);
           const int64_t outputs = packed.weight.outputs;
-          const Tensor x =
-              random_tensor(info.activation, {groups.rows(), packed.weight.inner}, "x");
+          const Rows x(context, info, groups.rows(), packed.weight.inner);
           for (DType stored : {DType::kF32, DType::kBF16}) {
             INFO(info.name << " F " << size.f << " D " << size.d << " rows " << groups.rows()
                            << (orientation == Orientation::kForward ? " forward" : " backward"));
             Tensor y(stored, {groups.rows(), outputs});
             fill_nan(y);
-            grouped_gemm(context, x, packed.weight, groups, y);
-            check_close("y", y, reference(x, w, info, orientation, groups, stored));
+            grouped_gemm(context, x.all(), packed.weight, groups, y);
+            check_close("y", y, reference(x, packed, orientation, groups, stored));
             Tensor sum = random_tensor(stored, {groups.rows(), outputs}, "add");
             const Tensor add = copy_of(sum);
-            grouped_gemm(context, x, packed.weight, groups, sum, {.add_RF = sum});
-            check_close("y + add", sum, reference(x, w, info, orientation, groups, stored, add));
+            grouped_gemm(context, x.all(), packed.weight, groups, sum, {.add_RF = sum});
+            check_close("y + add", sum, reference(x, packed, orientation, groups, stored, add));
           }
         }
       }
@@ -107,13 +158,13 @@ TEST_CASE("grouped_gemm handles every size around the panels", "[grouped_gemm]")
       for (const Size& size : kSizes) {
         for (DType master : {DType::kF32, DType::kBF16}) {
           const Tensor w = random_tensor(master, {3, size.f, size.d}, "w");
-          for (Orientation orientation : kOrientations) {
+          for (Orientation orientation : orientations(info)) {
             const Packed packed(context, w, info.scheme, orientation);
-            const Tensor x = random_tensor(info.activation, {18, packed.weight.inner}, "x");
+            const Rows x(context, info, 18, packed.weight.inner);
             INFO(info.name << " F " << size.f << " D " << size.d);
-            Tensor y(info.activation, {18, packed.weight.outputs});
-            grouped_gemm(context, x, packed.weight, groups, y);
-            check_close("y", y, reference(x, w, info, orientation, groups, info.activation));
+            Tensor y(x.type, {18, packed.weight.outputs});
+            grouped_gemm(context, x.all(), packed.weight, groups, y);
+            check_close("y", y, reference(x, packed, orientation, groups, x.type));
           }
         }
       }
@@ -123,7 +174,7 @@ TEST_CASE("grouped_gemm handles every size around the panels", "[grouped_gemm]")
 
 TEST_CASE("a row's result is the same bits alone, in any tile, on any thread", "[grouped_gemm]") {
   constexpr int64_t kRows = 131;
-  const Size sizes[] = {{67, 45}, {96, 64}, {8, 33}};
+  const Size sizes[] = {{67, 45}, {96, 64}, {8, 33}, {35, 160}};
   for (Isa isa : supported_isas()) {
     for (const SchemeInfo& info : kSchemes) {
       for (const Size& size : sizes) {
@@ -131,15 +182,15 @@ TEST_CASE("a row's result is the same bits alone, in any tile, on any thread", "
         Context one(test_options(isa, 1));
         const Tensor w = random_tensor(DType::kF32, {size.f, size.d}, "w");
         const Packed packed(one, w, info.scheme, Orientation::kForward);
-        const Tensor x = random_tensor(info.activation, {kRows, size.d}, "x");
-        Tensor single(info.activation, {kRows, size.f});
+        const Rows x(one, info, kRows, size.d);
+        Tensor single(x.type, {kRows, size.f});
         for (int64_t r = 0; r < kRows; ++r) {
-          gemm(one, x.view().rows(r, 1), packed.weight, single.view().rows(r, 1));
+          gemm(one, x.all().rows(r, 1), packed.weight, single.view().rows(r, 1));
         }
         for_each_thread_count(isa, [&](Context& context) {
           for (int64_t rows = 1; rows <= kRows; rows += rows < 40 ? 1 : 13) {
-            Tensor y(info.activation, {rows, size.f});
-            gemm(context, x.view().rows(kRows - rows, rows), packed.weight, y);
+            Tensor y(x.type, {rows, size.f});
+            gemm(context, x.all().rows(kRows - rows, rows), packed.weight, y);
             check_same_bits("y of " + std::to_string(rows) + " rows", y,
                             single.view().rows(kRows - rows, rows));
           }
@@ -157,14 +208,14 @@ TEST_CASE("rows a page apart give the bits of single rows", "[grouped_gemm]") {
       const int64_t inner = 4096 / static_cast<int64_t>(size_of(info.activation));
       const Tensor w = random_tensor(DType::kF32, {41, inner}, "w");
       const Packed packed(context, w, info.scheme, Orientation::kForward);
-      const Tensor x = random_tensor(info.activation, {kRows, inner}, "x");
-      Tensor single(info.activation, {kRows, 41});
+      const Rows x(context, info, kRows, inner);
+      Tensor single(x.type, {kRows, 41});
       for (int64_t r = 0; r < kRows; ++r) {
-        gemm(context, x.view().rows(r, 1), packed.weight, single.view().rows(r, 1));
+        gemm(context, x.all().rows(r, 1), packed.weight, single.view().rows(r, 1));
       }
       for (int64_t rows : {8, 9, 12, 13, 27}) {
-        Tensor y(info.activation, {rows, 41});
-        gemm(context, x.view().rows(0, rows), packed.weight, y);
+        Tensor y(x.type, {rows, 41});
+        gemm(context, x.all().rows(0, rows), packed.weight, y);
         check_same_bits("y of " + std::to_string(rows) + " rows", y, single.view().rows(0, rows));
       }
     }
@@ -181,19 +232,19 @@ TEST_CASE("experts give the same bits together, apart and in any grouping", "[gr
         const RowGroups groups{offsets};
         Context one(test_options(isa, 1));
         const Tensor w = random_tensor(DType::kF32, {groups.groups(), kF, kD}, "w");
-        const Tensor x = random_tensor(info.activation, {groups.rows(), kD}, "x");
-        Tensor apart(info.activation, {groups.rows(), kF});
+        const Rows x(one, info, groups.rows(), kD);
+        Tensor apart(x.type, {groups.rows(), kF});
         for (int64_t e = 0; e < groups.groups(); ++e) {
           const Packed packed(one, w.view().rows(e, 1), info.scheme, Orientation::kForward);
           const int64_t rows = groups.end(e) - groups.begin(e);
-          gemm(one, x.view().rows(groups.begin(e), rows), packed.weight,
+          gemm(one, x.all().rows(groups.begin(e), rows), packed.weight,
                apart.view().rows(groups.begin(e), rows));
         }
         for_each_thread_count(isa, [&](Context& context) {
           INFO(info.name << " rows " << groups.rows());
           const Packed packed(context, w, info.scheme, Orientation::kForward);
-          Tensor together(info.activation, {groups.rows(), kF});
-          grouped_gemm(context, x, packed.weight, groups, together);
+          Tensor together(x.type, {groups.rows(), kF});
+          grouped_gemm(context, x.all(), packed.weight, groups, together);
           check_same_bits("y", together, apart);
         });
       }
@@ -209,18 +260,70 @@ TEST_CASE("large products divided over threads equal one thread's", "[grouped_ge
     for (const SchemeInfo& info : kSchemes) {
       Context one(test_options(isa, 1));
       const Tensor w = random_tensor(DType::kF32, {groups.groups(), 200, 136}, "w");
-      const Tensor x = random_tensor(info.activation, {groups.rows(), 136}, "x");
+      const Rows x(one, info, groups.rows(), 136);
       const Packed packed(one, w, info.scheme, Orientation::kForward);
       Tensor expected(DType::kF32, {groups.rows(), 200});
-      grouped_gemm(one, x, packed.weight, groups, expected);
+      grouped_gemm(one, x.all(), packed.weight, groups, expected);
       for_each_thread_count(isa, [&](Context& context) {
         Tensor y(DType::kF32, {groups.rows(), 200});
         fill_nan(y);
-        grouped_gemm(context, x, packed.weight, groups, y);
+        grouped_gemm(context, x.all(), packed.weight, groups, y);
         check_same_bits("y", y, expected);
       });
     }
   }
+}
+
+TEST_CASE("integer schemes give the same bits on every instruction set", "[grouped_gemm]") {
+  const std::vector<int64_t> offsets = {0, 13, 13, 40};
+  const RowGroups groups{offsets};
+  for (const SchemeInfo& info : kSchemes) {
+    if (!info.integer_activations()) continue;
+    for (const Size& size : kSizes) {
+      Context plain(test_options(Isa::kPortable, 1));
+      const Tensor w = random_tensor(DType::kF32, {3, size.f, size.d}, "w");
+      const Rows x(plain, info, 40, size.d);
+      const Packed packed(plain, w, info.scheme, Orientation::kForward);
+      Tensor expected(DType::kF32, {40, size.f});
+      grouped_gemm(plain, x.all(), packed.weight, groups, expected);
+      for_each_isa([&](Context& context) {
+        INFO(info.name << " F " << size.f << " D " << size.d);
+        const Rows again(context, info, 40, size.d);
+        check_same_bits("codes", again.codes, x.codes);
+        check_same_bits("scales", again.scales, x.scales);
+        const Packed other(context, w, info.scheme, Orientation::kForward);
+        Tensor y(DType::kF32, {40, size.f});
+        grouped_gemm(context, again.all(), other.weight, groups, y);
+        check_same_bits("y", y, expected);
+      });
+    }
+  }
+}
+
+// The largest codes on both sides everywhere: sums of a group reach their bound, which every
+// instruction set must hold exactly.
+TEST_CASE("groups of extreme codes are exact", "[grouped_gemm]") {
+  constexpr int64_t kD = 64;
+  for_each_isa([&](Context& context) {
+    for (const SchemeInfo& info : kSchemes) {
+      if (!info.integer_activations()) continue;
+      Rows x(context, info, 7, kD);
+      for (int64_t i = 0; i < 7 * kD; ++i) set_element(x.plain, i, i / kD % 2 ? -127 : 127);
+      x.refresh(context);
+      Tensor w(DType::kF32, {35, kD});
+      const double most = largest_code(info.codes);
+      for (int64_t i = 0; i < 35 * kD; ++i) set_element(w, i, i / kD % 3 == 1 ? -most : most);
+      const Packed packed(context, w, info.scheme, Orientation::kForward);
+      Tensor y(DType::kF32, {7, 35});
+      gemm(context, x.all(), packed.weight, y);
+      for (int64_t r = 0; r < 7; ++r) {
+        for (int64_t o = 0; o < 35; ++o) {
+          const double sign = (r % 2 ? -1 : 1) * (o % 3 == 1 ? -1 : 1);
+          CHECK(element(y, r * 35 + o) == sign * 127 * most * kD);
+        }
+      }
+    }
+  });
 }
 
 TEST_CASE("grouped_gemm leaves rows beyond the groups alone", "[grouped_gemm]") {
@@ -242,12 +345,15 @@ TEST_CASE("infinities and NaN in one row stay in that row", "[grouped_gemm]") {
     for (const SchemeInfo& info : kSchemes) {
       const Tensor w = random_tensor(DType::kF32, {33, 19}, "w");  // odd: the padded pair
       const Packed packed(context, w, info.scheme, Orientation::kForward);
-      Tensor x = random_tensor(info.activation, {14, 19}, "x");
-      Tensor clean(info.activation, {14, 33});
-      gemm(context, x, packed.weight, clean);
-      for (int64_t i = 0; i < 19; ++i) set_element(x, 19 * 6 + i, i % 2 ? INFINITY : std::nan(""));
-      Tensor y(info.activation, {14, 33});
-      gemm(context, x, packed.weight, y);
+      Rows x(context, info, 14, 19);
+      Tensor clean(x.type, {14, 33});
+      gemm(context, x.all(), packed.weight, clean);
+      for (int64_t i = 0; i < 19; ++i) {
+        set_element(x.plain, 19 * 6 + i, i % 2 ? INFINITY : std::nan(""));
+      }
+      x.refresh(context);
+      Tensor y(x.type, {14, 33});
+      gemm(context, x.all(), packed.weight, y);
       check_same_bits("rows before", y.view().rows(0, 6), clean.view().rows(0, 6));
       check_same_bits("rows after", y.view().rows(7, 7), clean.view().rows(7, 7));
       CHECK(std::isnan(element(y, 33 * 6)));
@@ -278,6 +384,19 @@ TEST_CASE("grouped_gemm refuses what does not fit", "[grouped_gemm]") {
                   ShapeError);
   CHECK_THROWS_AS(
       grouped_gemm(context, x, packed.weight, groups, y, {.add_RF = Tensor(DType::kF32, {4, 8})}),
+      ShapeError);
+  const Tensor codes(DType::kI8, {4, 32});
+  const Tensor scales(DType::kF32, {4, 1});
+  CHECK_THROWS_AS(grouped_gemm(context, Activation(codes, scales), packed.weight, groups, y),
+                  ShapeError);
+  const Packed integer(context, w, Scheme::kW8A8, Orientation::kForward);
+  CHECK_NOTHROW(grouped_gemm(context, Activation(codes, scales), integer.weight, groups, y));
+  CHECK_THROWS_AS(grouped_gemm(context, x, integer.weight, groups, y), ShapeError);
+  CHECK_THROWS_AS(grouped_gemm(context, Activation(codes, Tensor(DType::kF32, {3, 1})),
+                               integer.weight, groups, y),
+                  ShapeError);
+  CHECK_THROWS_AS(
+      pack_weight(context, w, Scheme::kW8A8, Orientation::kForward, integer.memory.view().data),
       ShapeError);
   CHECK_THROWS_AS(pack_weight(context, Tensor(DType::kF32, {4}), Scheme::kBf16,
                               Orientation::kForward, packed.memory.view().data),

@@ -1,0 +1,33 @@
+// Which tensors become codes, and in which scheme.
+//
+// Always as they are: routers (multiplied in fp32: an expert chosen otherwise is another model),
+// their biases, and norms. All else takes the scheme that was asked for, unless a rule names it.
+#pragma once
+
+#include <map>
+#include <regex>
+#include <string>
+#include <vector>
+
+#include "model/parameters.h"
+
+namespace degu {
+
+// A tensor whose name the pattern matches in part takes `scheme` instead; the first rule wins.
+struct KeepRule {
+  std::string pattern;  // ECMAScript regular expression
+  Scheme scheme = Scheme::kBf16;
+
+  // "PATTERN" (bf16) or "PATTERN=SCHEME". ConfigError when either is not understood.
+  static KeepRule parse(const std::string& text);
+};
+
+struct QuantizationPolicy {
+  Scheme scheme = Scheme::kW8A8;
+  std::vector<KeepRule> keep;
+
+  // By tensor name, all that may be quantized. ConfigError for a rule that matches no such tensor.
+  std::map<std::string, Scheme> plan(const std::vector<ParameterSpec>& specs) const;
+};
+
+}  // namespace degu

@@ -1,0 +1,36 @@
+// A checkpoint's weights, ready to be served or evaluated.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "io/checkpoint.h"
+#include "model/parameters.h"
+
+namespace degu {
+
+// What a quantized checkpoint's metadata says under "quantization" (docs/formats/checkpoint.md).
+struct QuantizationInfo {
+  Scheme scheme = Scheme::kBf16;          // what was asked for
+  std::string method;                     // how: "rtn"
+  std::map<std::string, Scheme> tensors;  // every tensor that may be quantized, and how it is held
+};
+
+// Nothing when the checkpoint holds training's fp32 values. DataError when the entry is damaged.
+std::optional<QuantizationInfo> quantization_of(const CheckpointReader& reader);
+nlohmann::json to_json(const QuantizationInfo& info);
+
+// The suffix of the tensor that holds a quantized tensor's scales: "model/blocks.0.moe.up.scale".
+inline constexpr std::string_view kScaleSuffix = ".scale";
+
+// Reads tensor by tensor: beside the result no more than one tensor is in memory. Of training's
+// checkpoints values become `activation`; quantized ones are packed as they are, and their
+// activations are bf16 whatever the model was trained in. DataError when names, shapes or schemes
+// do not fit `shape`.
+std::unique_ptr<ParameterSet> load_for_inference(Context& context, CheckpointReader& reader,
+                                                 const ModelShape& shape, DType activation,
+                                                 ExpertRange experts);
+
+}  // namespace degu

@@ -1,0 +1,215 @@
+#include "train/compare.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <nlohmann/json.hpp>
+
+#include "base/random.h"
+#include "nn/head.h"
+
+namespace degu {
+namespace {
+
+constexpr int64_t kRows = 256;  // whose logits exist at once
+constexpr int kResamples = 2000;
+
+struct TokenSums {
+  double tokens = 0, loss = 0, reference = 0, kl = 0, agreed = 0, rerouted = 0;
+
+  TokenSums& operator+=(const TokenSums& other) {
+    tokens += other.tokens;
+    loss += other.loss;
+    reference += other.reference;
+    kl += other.kl;
+    agreed += other.agreed;
+    rerouted += other.rerouted;
+    return *this;
+  }
+};
+
+struct LogSoftmax {
+  const float* logit;
+  int64_t best = 0;
+  double log_sum = 0;
+
+  LogSoftmax(const float* row, int64_t vocab) : logit(row) {
+    best = std::max_element(row, row + vocab) - row;
+    double sum = 0;
+    for (int64_t v = 0; v < vocab; ++v) sum += std::exp(double{row[v]} - row[best]);
+    log_sum = row[best] + std::log(sum);
+  }
+  double operator()(int64_t v) const { return double{logit[v]} - log_sum; }
+};
+
+TokenSums compare_rows(const float* a, const float* b, int64_t vocab, int32_t target) {
+  const LogSoftmax model(a, vocab);
+  const LogSoftmax reference(b, vocab);
+  TokenSums sums{.tokens = 1, .loss = -model(target), .reference = -reference(target)};
+  for (int64_t v = 0; v < vocab; ++v) {
+    const double log_p = reference(v);
+    sums.kl += std::exp(log_p) * (log_p - model(v));
+  }
+  sums.agreed = model.best == reference.best ? 1 : 0;
+  return sums;
+}
+
+// Which tokens of the pass visit another set of experts in some layer.
+std::vector<char> rerouted(Pass& a, Pass& b, int64_t tokens) {
+  std::vector<char> changed(static_cast<size_t>(tokens), 0);
+  for (size_t l = 0; l < a.activations().blocks.size(); ++l) {
+    const AnyView first = a.activations().blocks[l].moe.router.expert_TK;
+    const AnyView second = b.activations().blocks[l].moe.router.expert_TK;
+    if (!first) continue;
+    const int64_t top_k = first.dim(1);
+    const auto chosen = [&](const AnyView& view, int64_t t) {
+      const int32_t* row = static_cast<const int32_t*>(view.data) + t * top_k;
+      std::vector<int32_t> experts(row, row + top_k);
+      std::sort(experts.begin(), experts.end());
+      return experts;
+    };
+    for (int64_t t = 0; t < tokens; ++t) {
+      if (chosen(first, t) != chosen(second, t)) changed[static_cast<size_t>(t)] = 1;
+    }
+  }
+  return changed;
+}
+
+class Comparer {
+ public:
+  Comparer(Context& context, const ComparedModel& model, const ComparedModel& reference,
+           const StepPlan& plan)
+      : context_(context),
+        model_(model),
+        reference_(reference),
+        pass_(context, model.model, plan, plan.micro_sequences, /*training=*/true),
+        reference_pass_(context, reference.model, plan, plan.micro_sequences, /*training=*/true) {}
+
+  // One entry per document's part of the batch.
+  void add(const SequenceBatch& batch, std::vector<TokenSums>& documents) {
+    for (Pass* pass : {&pass_, &reference_pass_}) {
+      pass->load(batch);
+      pass->forward(context_, {});
+    }
+    const std::vector<char> changed = rerouted(pass_, reference_pass_, batch.tokens());
+    std::vector<TokenSums> rows(static_cast<size_t>(batch.tokens()));
+    for (int64_t begin = 0; begin < batch.tokens(); begin += kRows) {
+      chunk(batch, begin, std::min(kRows, batch.tokens() - begin), changed, rows);
+    }
+    for (size_t d = 0; d + 1 < batch.document_offsets.size(); ++d) {
+      TokenSums sums;
+      for (int64_t t = batch.document_offsets[d]; t < batch.document_offsets[d + 1]; ++t) {
+        sums += rows[static_cast<size_t>(t)];
+      }
+      if (sums.tokens > 0) documents.push_back(sums);
+    }
+  }
+
+ private:
+  void chunk(const SequenceBatch& batch, int64_t begin, int64_t count,
+             const std::vector<char>& changed, std::vector<TokenSums>& rows) {
+    const ScratchScope scope(context_.scratch());
+    const int64_t vocab = model_.model.shape().vocab;
+    const auto logits = [&](const ComparedModel& of, Pass& pass) {
+      const AnyView out = context_.scratch().take(DType::kF32, {count, vocab});
+      head_logits(context_, pass.h_TD().rows(begin, count), of.parameters.head(),
+                  of.model.logit_multiplier(), out);
+      return static_cast<const float*>(out.data);
+    };
+    const float* a = logits(model_, pass_);
+    const float* b = logits(reference_, reference_pass_);
+    context_.parallel_for(count, [&](int64_t r, int) {
+      const auto t = static_cast<size_t>(begin + r);
+      if (batch.targets_T[t] < 0) return;
+      rows[t] = compare_rows(a + r * vocab, b + r * vocab, vocab, batch.targets_T[t]);
+      rows[t].rerouted = changed[t];
+    });
+  }
+
+  Context& context_;
+  ComparedModel model_, reference_;
+  Pass pass_, reference_pass_;
+};
+
+// `of` is evaluated on the sums over all documents, then over resamples of them.
+Estimate estimate(const std::vector<TokenSums>& documents,
+                  const std::function<double(const TokenSums&)>& of) {
+  const auto n = static_cast<uint64_t>(documents.size());
+  TokenSums all;
+  for (const TokenSums& each : documents) all += each;
+  const RandomStream stream(0, "bootstrap over documents");
+  std::vector<double> values;
+  for (uint64_t b = 0; b < kResamples; ++b) {
+    TokenSums sums;
+    for (uint64_t i = 0; i < n; ++i) sums += documents[stream.below(b * n + i, n)];
+    values.push_back(of(sums));
+  }
+  std::sort(values.begin(), values.end());
+  const auto at = [&](double share) {
+    return values[static_cast<size_t>(share * static_cast<double>(kResamples - 1) + 0.5)];
+  };
+  return {of(all), at(0.025), at(0.975)};
+}
+
+nlohmann::json estimate_json(const Estimate& e) {
+  return {{"value", e.value}, {"interval", {e.low, e.high}}};
+}
+
+}  // namespace
+
+Comparison compare_models(Context& context, const ComparedModel& model,
+                          const ComparedModel& reference, const StepPlan& plan,
+                          const ValidationSet& data) {
+  const ModelShape& a = model.model.shape();
+  const ModelShape& b = reference.model.shape();
+  if (a.vocab != b.vocab || a.layers != b.layers || a.moe.experts != b.moe.experts ||
+      a.moe.top_k != b.moe.top_k) {
+    throw ConfigError("models of different shapes cannot be compared token by token");
+  }
+  Comparer comparer(context, model, reference, plan);
+  std::vector<TokenSums> documents;
+  SequenceBatch batch;
+  for (int64_t first = 0; first < data.sequences(); first += plan.micro_sequences) {
+    data.read(first, std::min(plan.micro_sequences, data.sequences() - first), batch);
+    comparer.add(batch, documents);
+  }
+  TokenSums all;
+  for (const TokenSums& each : documents) all += each;
+  int64_t bytes = 0;
+  for (const ValidationSet::Domain& domain : data.domains()) bytes += domain.counted_bytes;
+  const auto per_byte = [&](double loss) {
+    return loss / (std::log(2.0) * static_cast<double>(bytes));
+  };
+  return {
+      .tokens = static_cast<int64_t>(all.tokens),
+      .documents = static_cast<int64_t>(documents.size()),
+      .loss = all.loss / all.tokens,
+      .reference_loss = all.reference / all.tokens,
+      .bits_per_byte = per_byte(all.loss),
+      .reference_bits_per_byte = per_byte(all.reference),
+      .perplexity_change = estimate(
+          documents,
+          [](const TokenSums& s) { return std::expm1((s.loss - s.reference) / s.tokens); }),
+      .kl = estimate(documents, [](const TokenSums& s) { return s.kl / s.tokens; }),
+      .top1_agreement = estimate(documents, [](const TokenSums& s) { return s.agreed / s.tokens; }),
+      .routing_changed =
+          estimate(documents, [](const TokenSums& s) { return s.rerouted / s.tokens; }),
+  };
+}
+
+nlohmann::json to_json(const Comparison& c) {
+  return {{"tokens", c.tokens},
+          {"documents", c.documents},
+          {"loss", c.loss},
+          {"reference_loss", c.reference_loss},
+          {"perplexity", std::exp(c.loss)},
+          {"reference_perplexity", std::exp(c.reference_loss)},
+          {"bits_per_byte", c.bits_per_byte},
+          {"reference_bits_per_byte", c.reference_bits_per_byte},
+          {"perplexity_change", estimate_json(c.perplexity_change)},
+          {"kl", estimate_json(c.kl)},
+          {"top1_agreement", estimate_json(c.top1_agreement)},
+          {"routing_changed", estimate_json(c.routing_changed)}};
+}
+
+}  // namespace degu

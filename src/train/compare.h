@@ -1,0 +1,41 @@
+// Two models on the same tokens: what quantization, or anything else, changed.
+#pragma once
+
+#include <nlohmann/json_fwd.hpp>
+
+#include "data/reader.h"
+#include "train/pass.h"
+
+namespace degu {
+
+// A ratio of sums over documents and its 95 % percentile interval, from resampled documents.
+struct Estimate {
+  double value = 0;
+  double low = 0;
+  double high = 0;
+};
+
+struct Comparison {
+  int64_t tokens = 0;                   // targets counted
+  int64_t documents = 0;                // parts of documents in the windows: what is resampled
+  double loss = 0, reference_loss = 0;  // nats per token
+  double bits_per_byte = 0, reference_bits_per_byte = 0;
+  Estimate perplexity_change;  // perplexity / the reference's - 1
+  Estimate kl;                 // nats per token, reference || model
+  Estimate top1_agreement;     // share of tokens
+  Estimate routing_changed;    // share of tokens that visit another set of experts in some layer
+};
+
+struct ComparedModel {
+  ParameterSet& parameters;
+  const Transformer& model;
+};
+
+// Both models must share vocabulary and layers. One rank; `plan.micro_sequences` sequences at once.
+Comparison compare_models(Context& context, const ComparedModel& model,
+                          const ComparedModel& reference, const StepPlan& plan,
+                          const ValidationSet& data);
+
+nlohmann::json to_json(const Comparison& comparison);
+
+}  // namespace degu
