@@ -94,8 +94,8 @@ ExitCode compare(const EvalArguments& arguments, Job& job, const ComparedModel& 
   if (job.world().size() > 1) throw ConfigError("--reference compares on one rank");
   LoadedModel reference(arguments.reference);
   reference.load(job, 1);
-  const Comparison result = compare_models(
-      job.context(), compared, {*reference.parameters, *reference.model}, plan, data);
+  const Comparison result = compare_models(job.context(), compared,
+                                           {*reference.parameters, *reference.model}, plan, data);
   if (arguments.json) {
     nlohmann::json json = to_json(result);
     json["checkpoint"] = folder;

@@ -32,8 +32,7 @@ void LoadedModel::load(Job& job, int expert_parallel) {
 }
 
 std::unique_ptr<ParameterSet> LoadedModel::load_whole(Context& context) {
-  return load_for_inference(context, reader, config.model,
-                            activation_type(config.train.precision),
+  return load_for_inference(context, reader, config.model, activation_type(config.train.precision),
                             {0, config.model.moe.experts});
 }
 

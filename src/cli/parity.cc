@@ -72,8 +72,7 @@ ExitCode parity(const ParityArguments& a) {
   LoadedModel loaded(a.checkpoint);
   const int ranks = job.world().size();
   loaded.load(job, loaded.config.model.moe.experts > 0 ? ranks : 1);
-  const DType type =
-      a.kv_type == "int8" ? DType::kI8 : activation_type(loaded.config.train.precision);
+  const DType type = a.kv_type == "int8" ? DType::kI8 : loaded.parameters->activation();
   const ParityOptions options{.seed = static_cast<uint64_t>(a.seed),
                               .sequences = a.sequences,
                               .rounds = a.rounds,
