@@ -86,6 +86,7 @@ template <class Format>
 void pack_code_panels(Context& context, const QuantizedWeight& weight, const PackedWeight& packed) {
   using Layout = Packing<Format>;
   constexpr Codes kCodes = Format::kCodes;
+  constexpr std::string_view kName = Format::kInfo.name;  // a copy: the object shares no symbol
   const int64_t inner = packed.inner;
   const int64_t panels = (packed.outputs + kPanel - 1) / kPanel;
   const int64_t stride = code_bytes(kCodes, inner);
@@ -102,7 +103,7 @@ void pack_code_panels(Context& context, const QuantizedWeight& weight, const Pac
     for (int64_t i = 0; i < outputs * stride; ++i) bad |= foreign<kCodes>(first[i]);
     if (bad != 0) {
       throw DataError("pack_weight: rows {} to {} hold a byte that is no code of {}", row,
-                      row + outputs - 1, Format::kInfo.name);
+                      row + outputs - 1, kName);
     }
     Layout::pack_codes({first, scales + row * groups, stride, groups, outputs, inner},
                        memory + static_cast<size_t>(task) * Layout::panel_bytes(inner));
