@@ -329,11 +329,4 @@ void ParameterSet::load(Context& context, Parameter& p, const QuantizedWeight& w
   if (is_packed(p)) p.forward = pack_weight(context, weight, p.forward.bytes);
 }
 
-size_t ParameterSet::bytes() const {
-  size_t sum = 0;
-  for (const Region& region : regions_) sum += region.values.bytes();
-  for (const Tensor& packing : packings_) sum += packing.bytes();
-  return sum;
-}
-
 }  // namespace degu

@@ -78,8 +78,6 @@ class ParameterSet {
   // what it is given. The scheme must be the one it was made for.
   void load(Context& context, Parameter& parameter, AnyView value);
   void load(Context& context, Parameter& parameter, const QuantizedWeight& weight);
-  // Bytes of values, packings and tables.
-  size_t bytes() const;
 
  private:
   bool is_packed(const Parameter& parameter) const;
