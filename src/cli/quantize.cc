@@ -86,6 +86,14 @@ ExitCode quantize(const Options& options) {
   return ExitCode::kDone;
 }
 
+std::string method_help() {
+  std::string text = "how codes are chosen";
+  for (const QuantizationMethod& method : quantization_methods()) {
+    text += fmt::format("; {}: {}", method.name, method.summary);
+  }
+  return text;
+}
+
 }  // namespace
 
 Action attach_quantize(CLI::App& app) {
@@ -102,8 +110,7 @@ Action attach_quantize(CLI::App& app) {
                  "how weights are held and what they are multiplied with")
       ->required()
       ->check(CLI::IsMember(schemes));
-  app.add_option("--method", options->method, "how codes are chosen")
-      ->check(CLI::IsMember(methods));
+  app.add_option("--method", options->method, method_help())->check(CLI::IsMember(methods));
   app.add_option(
       "--keep", options->keep,
       "PATTERN or PATTERN=SCHEME: hold tensors whose name the regular expression matches "

@@ -25,4 +25,8 @@ const QuantizationMethod& quantization_method(std::string_view name);
 void quantize_rtn(Context& context, const ParameterSpec& spec, AnyView value,
                   const QuantizedWeight& out);
 
+// Round to nearest with the scale of least squared error in each group (mse.cc).
+void quantize_mse(Context& context, const ParameterSpec& spec, AnyView value,
+                  const QuantizedWeight& out);
+
 }  // namespace degu

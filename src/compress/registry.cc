@@ -5,6 +5,7 @@ namespace {
 
 constexpr QuantizationMethod kMethods[] = {
     {"rtn", "round to nearest; needs no data", &quantize_rtn},
+    {"mse", "round to nearest with scales of least squared error; needs no data", &quantize_mse},
 };
 
 }  // namespace

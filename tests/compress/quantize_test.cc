@@ -251,6 +251,40 @@ TEST_CASE("the policy keeps what it names and the audit counts bits", "[quantize
   check_same_bits("mixed schemes", logits(one, out, batch, true), expected);
 }
 
+TEST_CASE("every method gives codes of the scheme, and a search is no worse than none",
+          "[quantize]") {
+  Context context(options());
+  for (int64_t width : {5, 64, 90}) {
+    const ParameterSpec spec{.name = "w", .shape = {6, width}, .role = ParameterRole::kMatrix};
+    const Tensor w = random_tensor(DType::kF32, spec.shape, "w");
+    for (const SchemeInfo& info : served_schemes()) {
+      if (!info.quantized()) continue;
+      double rtn_error = 0;
+      for (const QuantizationMethod& method : quantization_methods()) {
+        INFO(info.name << " " << method.name << " width " << width);
+        const Tensor codes(info.weight, code_shape(info.scheme, spec.shape));
+        const Tensor scales(DType::kBF16, scale_shape(spec.shape));
+        const QuantizedWeight out{info.scheme, spec.shape, codes, scales};
+        method.quantize(context, spec, w, out);
+        const Tensor memory(
+            DType::kU8, {static_cast<int64_t>(packed_bytes(context, info.scheme, 1, 6, width))});
+        CHECK_NOTHROW(pack_weight(context, out, memory.view().data));
+        const Tensor back(DType::kF32, spec.shape);
+        dequantize_weight(context, out, back);
+        double error = 0;
+        for (int64_t i = 0; i < w.shape().elements(); ++i) {
+          error += std::pow(element(back, i) - element(w, i), 2);
+        }
+        if (method.name == "rtn") rtn_error = error;
+        if (method.name == "mse") CHECK(error <= rtn_error * 1.0001);
+        Tensor bad = copy_of(w);
+        set_element(bad, 3, INFINITY);
+        CHECK_THROWS_AS(method.quantize(context, spec, bad, out), DataError);
+      }
+    }
+  }
+}
+
 TEST_CASE("groups that fill the width take 8.5 and 4.5 bits", "[quantize]") {
   ModelShape shape;
   shape.vocab = 64;
