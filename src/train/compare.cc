@@ -146,7 +146,7 @@ Estimate estimate(const std::vector<TokenSums>& documents,
   }
   std::sort(values.begin(), values.end());
   const auto at = [&](double share) {
-    return values[static_cast<size_t>(share * static_cast<double>(kResamples - 1) + 0.5)];
+    return values[static_cast<size_t>(std::lround(share * (kResamples - 1)))];
   };
   return {of(all), at(0.025), at(0.975)};
 }
