@@ -153,6 +153,16 @@ TEST_CASE("the same inputs and settings give the same bytes, on any threads", "[
   CHECK(fs::last_write_time(folder / "two/manifest.json") == before);
 }
 
+// Finished ones; 0 without the folder.
+size_t shards_in(const std::string& path) {
+  size_t count = 0;
+  std::error_code missing;
+  for (const auto& entry : fs::directory_iterator(path, missing)) {
+    count += entry.path().extension() == ".h5";
+  }
+  return count;
+}
+
 TEST_CASE("killed at any moment and taken up again, the bytes are the same", "[prepare]") {
   const Quiet quiet;
   const test::TemporaryFolder folder;
@@ -176,7 +186,12 @@ TEST_CASE("killed at any moment and taken up again, the bytes are the same", "[p
         ::_exit(1);
       }
     }
-    ::usleep(static_cast<useconds_t>(patience));
+    // Until a moment has passed; every other time only until one more shard is there.
+    const size_t before = shards_in(folder / "killed/shards");
+    for (double waited = 0; waited < patience; waited += 200) {
+      if (attempt % 2 == 1 && shards_in(folder / "killed/shards") > before) break;
+      ::usleep(200);
+    }
     patience *= 1.15;  // so that slow machines get there too
     ::kill(child, SIGKILL);
     int status = 0;
