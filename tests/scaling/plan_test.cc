@@ -109,6 +109,7 @@ struct SmallFit {
     fit.param_names = {"E", "A", "B", "alpha", "beta", "m E8 K2 G2"};
     fit.params = {1.9, 250, 900, .4, .42, 1.8};
     fit.rmse_log = .002;
+    fit.n_points = 24;
     const RandomStream random(3, "plan_test");
     for (int i = 0; i < 60; ++i) {
       std::vector<double> draw = fit.params;
@@ -163,9 +164,14 @@ TEST_CASE("beyond the runs the held-out error widens what a run may measure") {
     return std::log(best.measured_hi / best.measured_lo);
   };
   const double inside = width(3e12), beyond = width(2e13);
-  small.fit.held_out = HeldOut{.points = 4, .from_flops = 2e12, .rmse_log = .05};
+  small.fit.held_out =
+      HeldOut{.points = 4, .from_flops = 2e12, .fitted_to = 1.2e12, .rmse_log = .05};
   CHECK(width(3e12) == inside);
-  CHECK(width(2e13) > beyond + .05);    // 4 x .05 and 4 x the draws' own, in quadrature
+  const double near = width(1.2e13), far = width(1.2e14);
+  CHECK(near > beyond + .05);  // 4 x .05 and 4 x the draws' own, in quadrature
+  CHECK(far > 2 * near);       // the step is log(30) instead of the tested log(3.3)
+  small.fit.held_out->points = 1000;
+  CHECK(width(1.2e13) < .85 * near);    // an error known from four runs alone reaches further
   small.fit.held_out->rmse_log = 1e-4;  // never narrower than the runs' own scatter
   CHECK(width(2e13) == beyond);
 }

@@ -120,6 +120,7 @@ Json fit_to_json(const FitResult& fit, bool with_draws) {
   if (fit.held_out)
     out["held_out"] = {{"points", fit.held_out->points},
                        {"from_flops", fit.held_out->from_flops},
+                       {"fitted_to", fit.held_out->fitted_to},
                        {"rmse_log", fit.held_out->rmse_log},
                        {"mean_log", fit.held_out->mean_log},
                        {"worst_log", fit.held_out->worst_log}};
@@ -167,6 +168,7 @@ FitResult fit_from_json(const Json& json, const std::string& file) {
     const Json held = get<Json>(json, "held_out", file);
     out.held_out = HeldOut{.points = get<int>(held, "points", file),
                            .from_flops = get<double>(held, "from_flops", file),
+                           .fitted_to = get<double>(held, "fitted_to", file),
                            .rmse_log = get<double>(held, "rmse_log", file),
                            .mean_log = get<double>(held, "mean_log", file),
                            .worst_log = get<double>(held, "worst_log", file)};

@@ -260,8 +260,11 @@ HeldOut hold_out(const Law& law, const Selection& selection, const FitOptions& o
   HeldOut out;
   out.from_flops = fit.c.hi / options.holdout_factor;
   std::vector<Observation> kept, held;
-  for (size_t i = 0; i < selection.size(); ++i)
-    (selection.flops[i] > out.from_flops ? held : kept).push_back(selection.data[i]);
+  for (size_t i = 0; i < selection.size(); ++i) {
+    const double flops = selection.flops[i];
+    (flops > out.from_flops ? held : kept).push_back(selection.data[i]);
+    if (flops <= out.from_flops) out.fitted_to = std::max(out.fitted_to, flops);
+  }
   if (const std::string why = unidentified(law, kept); !why.empty())
     throw NumericError("--holdout largest leaves {}", why);
   const std::vector<double> weights(kept.size(), 1);

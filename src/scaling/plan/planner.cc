@@ -157,11 +157,13 @@ class Planner {
     out.loss_lo = out.loss_hi = out.measured_lo = out.measured_hi = kNan;
     if (p_.fit->draws.empty()) return out;
     const RandomStream noise(p_.seed, "plan.scatter");
-    const double scatter = scatter_at(out.flops);
+    const Scatter scatter = scatter_at(out.flops);
     std::vector<double> law, run;
+    // Pivotal: as a resample's fit lies from this fit, so this fit lies from the law. Resamples hold
+    // fewer distinct runs, and where that alone makes them predict too much, so does this fit.
     for (size_t k = 0; k < p_.fit->draws.size(); ++k) {
-      law.push_back(p_.law->predict(p_.fit->draws[k], input(option, d)));
-      run.push_back(law.back() * std::exp(scatter * noise.normal(k)));
+      law.push_back(out.loss * out.loss / p_.law->predict(p_.fit->draws[k], input(option, d)));
+      run.push_back(law.back() * std::exp(scatter.sigma * student_t(noise, k, scatter.freedom)));
     }
     const ParamSummary a = summarise(law), b = summarise(run);
     out.loss_lo = a.lo, out.loss_hi = a.hi;
@@ -169,12 +171,37 @@ class Planner {
     return out;
   }
 
-  // Of ln L about the law. Beyond the runs, what the law itself is wrong by is the larger part: its
-  // error on the held-out largest budget, where the fit has one, is the best witness of that.
-  double scatter_at(double flops) const {
+  // Of ln L about the law: a standard deviation, and from how many values it was estimated.
+  struct Scatter {
+    double sigma = 0;
+    int freedom = 1;
+  };
+
+  // Beyond the runs, what the law itself is wrong by is the larger part. Its error on the held-out
+  // largest budget is the best witness of that, where the fit has one; it was made one step beyond
+  // what was fitted and grows with the step.
+  Scatter scatter_at(double flops) const {
     const FitResult& fit = *p_.fit;
-    const bool beyond = flops > kSameBudget * fit.c.hi;
-    return beyond && fit.held_out ? std::max(fit.rmse_log, fit.held_out->rmse_log) : fit.rmse_log;
+    const int freedom = std::max(1, fit.n_points - static_cast<int>(fit.params.size()));
+    const Scatter runs{fit.rmse_log * std::sqrt(static_cast<double>(fit.n_points) / freedom),
+                       freedom};
+    if (!(flops > kSameBudget * fit.c.hi) || !fit.held_out) return runs;
+    const double step = std::log(flops / fit.c.hi);
+    const double tested = std::log(fit.c.hi / fit.held_out->fitted_to);
+    const Scatter beyond{fit.held_out->rmse_log * std::max(1.0, step / tested),
+                         fit.held_out->points};
+    return beyond.sigma > runs.sigma ? beyond : runs;
+  }
+
+  // Student's t: a normal error whose size is known from `freedom` values alone.
+  static double student_t(const RandomStream& noise, uint64_t index, int freedom) {
+    const uint64_t first = index * static_cast<uint64_t>(freedom + 1);
+    double squares = 0;
+    for (int i = 1; i <= freedom; ++i) {
+      const double z = noise.normal(first + static_cast<uint64_t>(i));
+      squares += z * z;
+    }
+    return noise.normal(first) / std::sqrt(squares / freedom);
   }
 
   // What each resample of the runs would have planned.

@@ -65,8 +65,9 @@ struct PlannedModel {
   double inference_flops = 0;  // of the lifetime
   double loss = 0;
   double loss_lo = 0, loss_hi = 0;  // 95 %, the law's parameters
-  // 95 %, with a run's scatter about the law as well; beyond the runs with the error on a held-out
-  // largest budget, if the fit has one and it is larger.
+  // 95 %, with a run's scatter about the law as well. Beyond the runs it is the error on a held-out
+  // largest budget that scatters, if the fit has one and it is larger, in proportion to how much
+  // further (in ln FLOPs) the plan lies from what was fitted.
   double measured_lo = 0, measured_hi = 0;
   double hours = 0, money = 0;  // of training; NaN when unknown
   double inference_money = 0;
