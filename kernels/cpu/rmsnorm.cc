@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "kernels/common/tree.h"
+#include "kernels/cpu/duo.h"
 #include "kernels/cpu/sweep.h"
 
 namespace degu {

@@ -492,37 +492,6 @@ inline VecF odd_of(VecPairs a) {
 
 #endif
 
-// Two vectors of neighbouring elements, in the order that costs least to load: of fp32 one behind
-// the other, of bf16 the even and the odd elements, which are taken apart and joined again without
-// widening. For arithmetic element by element; `in_duo_order` brings a row of fp32 that belongs to
-// the columns into the same order.
-struct Duo {
-  VecF a;
-  VecF b;
-};
-inline constexpr int kDuo = 2 * VecF::kLanes;  // elements
-inline Duo load_duo(const float* p) {
-  return {load(p), load(p + VecF::kLanes)};
-}
-inline Duo load_duo(const bf16* p) {
-  const VecPairs pairs = load_pairs(p);
-  return {even_of(pairs), odd_of(pairs)};
-}
-inline void store_duo(float* p, Duo x) {
-  store(p, x.a);
-  store(p + VecF::kLanes, x.b);
-}
-inline void store_duo(bf16* p, Duo x) {
-  store_pairs(p, narrow_pairs(x.a, x.b));
-}
-inline void stream_duo(float* p, Duo x) {
-  stream(p, x.a);
-  stream(p + VecF::kLanes, x.b);
-}
-inline void stream_duo(bf16* p, Duo x) {
-  stream_pairs(p, narrow_pairs(x.a, x.b));
-}
-
 // The same 32-bit pair (p[0], p[1]) in every lane; with one element the second counts as 0.
 inline VecPairs broadcast_pair(const bf16* p) {
   uint32_t word;

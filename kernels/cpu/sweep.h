@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <type_traits>
 
 #include "kernels/cpu/simd.h"
 #include "tensor/context.h"
@@ -49,15 +48,6 @@ void put(T* p, VecF value) {
   }
 }
 
-template <bool kStream, class T>
-void put(T* p, Duo value) {
-  if constexpr (kStream) {
-    stream_duo(p, value);
-  } else {
-    store_duo(p, value);
-  }
-}
-
 // body(begin, end) over [0, n) in pieces of kSweepElements.
 template <class Body>
 void sweep(Context& context, int64_t n, Body&& body) {
@@ -75,54 +65,6 @@ void sweep_rows(Context& context, int64_t rows, int64_t width, Body&& body) {
   const int64_t tasks = (rows + piece - 1) / piece;
   context.parallel_for(
       tasks, [&](int64_t task, int) { body(task * piece, std::min(rows, (task + 1) * piece)); });
-}
-
-// Asks for the lines of the Duo at `p`, which may lie outside of any array; into the second cache,
-// for the first one can wait for fewer lines at a time.
-template <class T>
-void prefetch_duo(const T* p) {
-  constexpr int64_t kBytes = kDuo * static_cast<int64_t>(sizeof(T));
-  for (int64_t b = 0; b < kBytes; b += 64) {
-    __builtin_prefetch(reinterpret_cast<const char*>(p) + b, 0, 2);
-  }
-}
-
-// full(i) for each Duo of [begin, end), then part(i, count) for what is left, a vector at a time.
-template <class Full, class Part>
-void each_duo(int64_t begin, int64_t end, Full&& full, Part&& part) {
-  int64_t i = begin;
-  for (; i + kDuo <= end; i += kDuo) full(i);
-  for (; i < end; i += VecF::kLanes) {
-    part(i, static_cast<int>(std::min<int64_t>(VecF::kLanes, end - i)));
-  }
-}
-
-// Copies a row of fp32 into the order in which each_duo over [0, width) meets it beside a row of T,
-// and back.
-template <class T>
-void in_duo_order(const float* row, int64_t width, float* out) {
-  std::copy_n(row, width, out);
-  if constexpr (std::is_same_v<T, bf16>) {
-    for (int64_t i = 0; i + kDuo <= width; i += kDuo) {
-      for (int64_t j = 0; j < VecF::kLanes; ++j) {
-        out[i + j] = row[i + 2 * j];
-        out[i + VecF::kLanes + j] = row[i + 2 * j + 1];
-      }
-    }
-  }
-}
-template <class T>
-void from_duo_order(float* row, int64_t width) {
-  if constexpr (std::is_same_v<T, bf16>) {
-    for (int64_t i = 0; i + kDuo <= width; i += kDuo) {
-      float copy[kDuo];
-      std::copy_n(row + i, kDuo, copy);
-      for (int64_t j = 0; j < VecF::kLanes; ++j) {
-        row[i + 2 * j] = copy[j];
-        row[i + 2 * j + 1] = copy[VecF::kLanes + j];
-      }
-    }
-  }
 }
 
 // lane(i, count) for the vectors of [begin, end): count is VecF::kLanes but for the last.

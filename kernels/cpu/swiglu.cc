@@ -2,6 +2,7 @@
 
 #include <type_traits>
 
+#include "kernels/cpu/duo.h"
 #include "kernels/cpu/sweep.h"
 
 namespace degu {

@@ -26,21 +26,20 @@ ContextOptions options(int threads = 2) {
 
 // Widths that the scale groups do not divide, a shared expert, a dense layer.
 ModelShape odd_shape(bool tied = true) {
-  ModelShape shape;
-  shape.vocab = 67;
-  shape.width = 40;
-  shape.layers = 3;
-  shape.heads = 2;
-  shape.kv_heads = 1;
-  shape.head_width = 18;
-  shape.ffn_width = 52;
-  shape.tied_head = tied;
-  shape.init_std = 0.15;
-  shape.moe.experts = 4;
-  shape.moe.top_k = 2;
-  shape.moe.expert_width = 36;
-  shape.moe.shared_experts = 1;
-  shape.moe.first_dense_layers = 1;
+  const ModelShape shape{.vocab = 67,
+                         .width = 40,
+                         .layers = 3,
+                         .heads = 2,
+                         .kv_heads = 1,
+                         .head_width = 18,
+                         .ffn_width = 52,
+                         .tied_head = tied,
+                         .init_std = 0.15,
+                         .moe = {.experts = 4,
+                                 .top_k = 2,
+                                 .expert_width = 36,
+                                 .shared_experts = 1,
+                                 .first_dense_layers = 1}};
   return shape.resolved();
 }
 
@@ -286,15 +285,12 @@ TEST_CASE("every method gives codes of the scheme, and a search is no worse than
 }
 
 TEST_CASE("groups that fill the width take 8.5 and 4.5 bits", "[quantize]") {
-  ModelShape shape;
-  shape.vocab = 64;
-  shape.width = 64;
-  shape.layers = 1;
-  shape.heads = 2;
-  shape.moe.experts = 2;
-  shape.moe.top_k = 1;
-  shape.moe.expert_width = 32;
-  shape = shape.resolved();
+  const ModelShape shape = ModelShape{.vocab = 64,
+                                      .width = 64,
+                                      .layers = 1,
+                                      .heads = 2,
+                                      .moe = {.experts = 2, .top_k = 1, .expert_width = 32}}
+                               .resolved();
   const TemporaryFolder folder;
   write_checkpoint(folder.path() + "/master", shape);
   for (const SchemeInfo& info : served_schemes()) {

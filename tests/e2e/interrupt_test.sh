@@ -2,21 +2,9 @@
 # A run that is killed at any moment, or asked to stop, and resumed ends with the bits of one that was not.
 #   interrupt_test.sh DEGU FOLDER
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/../../scripts/env.sh"
-degu="$1" work="$2"
-rm -rf "$work"
-mkdir -p "$work/text"
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-/usr/bin/python3 - "$work/text/words.txt" <<'PY'
-import random
-import sys
-
-random.seed(3)
-with open(sys.argv[1], "w") as file:
-    for _ in range(3000):
-        file.write(" ".join("".join(random.choices("abcdefgh", k=random.randint(2, 6))) for _ in range(40)) + "\n\n")
-PY
-"$degu" data prepare "$work/text" --out "$work/data" --vocab 512 --document-bytes 1024
+prepare_words 3000
 cat >"$work/run.yaml" <<YAML
 model: {vocab: 512, width: 64, layers: 2, heads: 2, moe: {experts: 4, top_k: 2}}
 data: {paths: [$work/data], sequence_length: 64, validation_tokens: 2048}
@@ -38,7 +26,7 @@ PY
 
 "$degu" train "$work/run.yaml" --out "$work/whole"
 losses "$work/whole" >"$work/whole.txt"
-[[ $(wc -l <"$work/whole.txt") == 151 ]] || { echo "expected 150 steps and a validation"; exit 1; }
+[[ $(wc -l <"$work/whole.txt") == 151 ]] || fail "expected 150 steps and a validation"
 
 # SIGKILL at moments spread over the run, each resume on another layout.
 kills=0
@@ -52,21 +40,16 @@ for attempt in $(seq 1 40); do
     2>>"$work/killed.log" &
   job=$!
   if ((kills < 5)); then
-    sleep "$((attempt % 3)).$((attempt * 37 % 100))"
-    if kill -0 $job 2>/dev/null; then
-      kill -KILL -- -$job 2>/dev/null || true
-      pkill -KILL -f "$work/killed" || true
-      kills=$((kills + 1))
-    fi
+    if kill_after "$((attempt % 3)).$((attempt * 37 % 100))" $job "$work/killed"; then kills=$((kills + 1)); fi
     wait $job 2>/dev/null || true
   else
     wait $job
   fi
   [[ -f "$work/killed/result.json" ]] && break
 done
-[[ -f "$work/killed/result.json" ]] || { echo "the killed run never completed"; tail "$work/killed.log"; exit 1; }
-((kills > 0)) || { echo "no kill came before the run was complete: nothing was tested"; exit 1; }
-losses "$work/killed" | diff "$work/whole.txt" - || { echo "the killed run differs"; exit 1; }
+[[ -f "$work/killed/result.json" ]] || { tail "$work/killed.log"; fail "the killed run never completed"; }
+((kills > 0)) || fail "no kill came before the run was complete: nothing was tested"
+losses "$work/killed" | diff "$work/whole.txt" - || fail "the killed run differs"
 echo "killed $kills times: same bits"
 
 # SIGUSR1 and SIGTERM to mpirun: a checkpoint, then exit code 75.
@@ -86,7 +69,7 @@ for signal in USR1 TERM; do
     echo "SIGUSR1: exit code $status instead of 75"; cat "$folder.log"; exit 1
   fi
   ls -d "$folder"/checkpoints/step-* >/dev/null || { echo "SIG$signal left no checkpoint"; cat "$folder.log"; exit 1; }
-  compgen -G "$folder/checkpoints/*.partial" >/dev/null && { echo "SIG$signal left a partial checkpoint"; exit 1; }
+  compgen -G "$folder/checkpoints/*.partial" >/dev/null && fail "SIG$signal left a partial checkpoint"
   echo "SIG$signal: checkpoint, exit code $status"
 done
 

@@ -2,21 +2,9 @@
 # A trained checkpoint serves with the bits of its training, and its text depends on the request alone.
 #   serve_test.sh DEGU FOLDER
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/../../scripts/env.sh"
-degu="$1" work="$2"
-rm -rf "$work"
-mkdir -p "$work/text"
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-/usr/bin/python3 - "$work/text/words.txt" <<'PY'
-import random
-import sys
-
-random.seed(3)
-with open(sys.argv[1], "w") as file:
-    for _ in range(1500):
-        file.write(" ".join("".join(random.choices("abcdefgh", k=random.randint(2, 6))) for _ in range(40)) + "\n\n")
-PY
-"$degu" data prepare "$work/text" --out "$work/data" --vocab 512 --document-bytes 1024
+prepare_words 1500
 cat >"$work/run.yaml" <<YAML
 model: {vocab: 512, width: 64, layers: 2, heads: 2, moe: {experts: 4, top_k: 2}}
 data: {paths: [$work/data], sequence_length: 128, validation_tokens: 2048}
@@ -53,16 +41,16 @@ texts() {
 }
 extra=()
 texts "$work/plain.txt" "$degu"
-[[ $(sort -u "$work/plain.txt" | wc -l) == 3 ]] || { echo "four prompts, two of them equal, must give three texts"; exit 1; }
+[[ $(sort -u "$work/plain.txt" | wc -l) == 3 ]] || fail "four prompts, two of them equal, must give three texts"
 for options in "--max-running 1" "--threads 2 --pass-tokens 16" "--kv-tokens 128" "--no-prefix-cache" "--speculate ngram --fixed-depth" \
   "--draft $work/run/checkpoints/step-00000020 --fixed-depth --depth 3"; do
   read -ra extra <<<"$options"
   texts "$work/other.txt" "$degu"
-  cmp "$work/plain.txt" "$work/other.txt" || { echo "other text with $options"; exit 1; }
+  cmp "$work/plain.txt" "$work/other.txt" || fail "other text with $options"
 done
 extra=()
 texts "$work/other.txt" mpirun -n 2 "$degu"
-cmp "$work/plain.txt" "$work/other.txt" || { echo "other text on two ranks"; exit 1; }
+cmp "$work/plain.txt" "$work/other.txt" || fail "other text on two ranks"
 
 # Routes: one line per token, one list per MoE layer, K experts each.
 "$degu" generate "$work/run" --prompt "abc" --max-tokens 5 --routes "$work/routes.jsonl" >/dev/null

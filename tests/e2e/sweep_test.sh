@@ -4,11 +4,7 @@
 # what a sweep leaves.
 #   sweep_test.sh DEGU FOLDER
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/../../scripts/env.sh"
-degu="$1" work="$2"
-rm -rf "$work"
-mkdir -p "$work/text"
-fail() { echo "sweep: $*"; exit 1; }
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 /usr/bin/python3 - "$work/text/words.txt" <<'PY'
 import random
@@ -25,7 +21,7 @@ with open(sys.argv[1], "w") as file:
             line.append(random.choices(after[line[-1]], weights=(8, 4, 2, 1))[0])
         file.write(" ".join(line) + "\n\n")
 PY
-"$degu" data prepare "$work/text" --out "$work/data" --vocab 512 --document-bytes 1024
+prepare_text
 
 common() {
   cat <<YAML
@@ -93,12 +89,7 @@ for attempt in $(seq 1 60); do
     2>>"$work/killed.log" &
   job=$!
   if ((kills < 6)); then
-    sleep "$((attempt * 29 % 2)).$((attempt * 37 % 90 + 10))"
-    if kill -0 $job 2>/dev/null; then
-      kill -KILL -- -$job 2>/dev/null || true
-      pkill -KILL -f "$work/killed" || true
-      kills=$((kills + 1))
-    fi
+    if kill_after "$((attempt * 29 % 2)).$((attempt * 37 % 90 + 10))" $job "$work/killed"; then kills=$((kills + 1)); fi
     wait $job 2>/dev/null || true
   else
     wait $job || { tail "$work/killed.log"; fail "a start after the kills failed"; }

@@ -14,18 +14,15 @@ struct ModelCase {
 };
 
 inline ModelShape small_shape() {
-  ModelShape shape;
-  shape.vocab = 75;  // no multiple of a tile
-  shape.width = 48;
-  shape.layers = 2;
-  shape.heads = 4;
-  shape.kv_heads = 2;
-  shape.head_width = 12;
-  shape.ffn_width = 80;
-  shape.init_std = 0.15;
-  shape.moe.experts = 8;
-  shape.moe.top_k = 2;
-  shape.moe.expert_width = 40;
+  const ModelShape shape{.vocab = 75,
+                         .width = 48,
+                         .layers = 2,
+                         .heads = 4,
+                         .kv_heads = 2,
+                         .head_width = 12,
+                         .ffn_width = 80,
+                         .init_std = 0.15,
+                         .moe = {.experts = 8, .top_k = 2, .expert_width = 40}};
   return shape.resolved();
 }
 

@@ -11,18 +11,15 @@
 namespace degu::testing {
 
 inline ModelShape tiny_shape(int experts = 4) {
-  ModelShape shape;
-  shape.vocab = 37;
-  shape.width = 16;
-  shape.layers = 2;
-  shape.heads = 2;
-  shape.kv_heads = 1;
-  shape.head_width = 8;
-  shape.ffn_width = 32;
-  shape.init_std = 0.2;  // large enough that every path carries a gradient
-  shape.moe.experts = experts;
-  shape.moe.top_k = 2;
-  shape.moe.expert_width = 16;
+  const ModelShape shape{.vocab = 37,
+                         .width = 16,
+                         .layers = 2,
+                         .heads = 2,
+                         .kv_heads = 1,
+                         .head_width = 8,
+                         .ffn_width = 32,
+                         .init_std = 0.2,
+                         .moe = {.experts = experts, .top_k = 2, .expert_width = 16}};
   return shape.resolved();
 }
 

@@ -13,18 +13,17 @@ using degu::ParameterCount;
 // V 100, D 8, two blocks, 2 heads of width 4 with one key/value head, F 16; the second block has E
 // 4 experts of width 5, K 2, one shared.
 ModelShape small() {
-  ModelShape s;
-  s.vocab = 100;
-  s.width = 8;
-  s.layers = 2;
-  s.heads = 2;
-  s.kv_heads = 1;
-  s.ffn_width = 16;
-  s.moe.experts = 4;
-  s.moe.top_k = 2;
-  s.moe.expert_width = 5;
-  s.moe.shared_experts = 1;
-  s.moe.first_dense_layers = 1;
+  const ModelShape s{.vocab = 100,
+                     .width = 8,
+                     .layers = 2,
+                     .heads = 2,
+                     .kv_heads = 1,
+                     .ffn_width = 16,
+                     .moe = {.experts = 4,
+                             .top_k = 2,
+                             .expert_width = 5,
+                             .shared_experts = 1,
+                             .first_dense_layers = 1}};
   return s;
 }
 

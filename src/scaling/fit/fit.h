@@ -75,8 +75,8 @@ struct HeldOut {
   int points = 0;
   double from_flops = 0;  // the runs held out
   double fitted_to = 0;   // FLOPs of the largest run that was fitted
-  double rmse_log = 0;  // of ln(predicted) − ln(measured)
-  double mean_log = 0;  // bias of the same
+  double rmse_log = 0;    // of ln(predicted) − ln(measured)
+  double mean_log = 0;    // bias of the same
   double worst_log = 0;
 };
 

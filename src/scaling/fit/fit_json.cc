@@ -118,12 +118,10 @@ Json fit_to_json(const FitResult& fit, bool with_draws) {
                       {"params", std::move(params)}};
   if (fit.optimum) out["optimum"] = optimum_json(*fit.optimum);
   if (fit.held_out)
-    out["held_out"] = {{"points", fit.held_out->points},
-                       {"from_flops", fit.held_out->from_flops},
-                       {"fitted_to", fit.held_out->fitted_to},
-                       {"rmse_log", fit.held_out->rmse_log},
-                       {"mean_log", fit.held_out->mean_log},
-                       {"worst_log", fit.held_out->worst_log}};
+    out["held_out"] = {
+        {"points", fit.held_out->points},       {"from_flops", fit.held_out->from_flops},
+        {"fitted_to", fit.held_out->fitted_to}, {"rmse_log", fit.held_out->rmse_log},
+        {"mean_log", fit.held_out->mean_log},   {"worst_log", fit.held_out->worst_log}};
   if (!fit.minima.empty()) {
     out["minima"] = Json::array();
     for (const IsoflopMinimum& m : fit.minima) out["minima"].push_back(minimum_json(m));

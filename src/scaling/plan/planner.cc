@@ -159,8 +159,8 @@ class Planner {
     const RandomStream noise(p_.seed, "plan.scatter");
     const Scatter scatter = scatter_at(out.flops);
     std::vector<double> law, run;
-    // Pivotal: as a resample's fit lies from this fit, so this fit lies from the law. Resamples hold
-    // fewer distinct runs, and where that alone makes them predict too much, so does this fit.
+    // Pivotal: as a resample's fit lies from this fit, so this fit lies from the law. Resamples
+    // hold fewer distinct runs, and where that alone makes them predict too much, so does this fit.
     for (size_t k = 0; k < p_.fit->draws.size(); ++k) {
       law.push_back(out.loss * out.loss / p_.law->predict(p_.fit->draws[k], input(option, d)));
       run.push_back(law.back() * std::exp(scatter.sigma * student_t(noise, k, scatter.freedom)));
