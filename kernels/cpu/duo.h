@@ -1,5 +1,5 @@
-// Pairs of vectors, loaded and stored in whichever order is cheapest for the type. For sources compiled
-// once per instruction set.
+// Pairs of vectors, loaded and stored in whichever order is cheapest for the type. For sources
+// compiled once per instruction set.
 #pragma once
 
 #include <algorithm>

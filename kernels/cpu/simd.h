@@ -539,17 +539,6 @@ inline float max_lanes(VecF a) {
 inline VecF reciprocal(VecF a) {
   return broadcast(1.0f) / a;
 }
-// 1 / a within 2^-13 for a and 1 / a normal: an estimate where the set has one.
-inline VecF fast_reciprocal(VecF a) {
-#if defined(__AVX512F__)
-  return {_mm512_rcp14_ps(a.v)};
-#elif defined(__AVX2__)
-  const VecF y = {_mm256_rcp_ps(a.v)};  // within 1.5 * 2^-12; one step of Newton's squares it
-  return fma(y, fma(broadcast(0.0f) - a, y, broadcast(1.0f)), y);
-#else
-  return reciprocal(a);
-#endif
-}
 inline VecF reciprocal_sqrt(VecF a) {
   return broadcast(1.0f) / sqrt(a);
 }
