@@ -67,6 +67,7 @@ def plot_isoflop(runs: Runs, fits: list[Fit], args: argparse.Namespace) -> style
                                 3.3 if rows_of_panels == 1 else 2.4 * rows_of_panels, rows_of_panels,
                                 min(len(kinds), 3), sharey=True, sharex=True)
     colours = style.ramp(len(runs.budgets))
+    without = False
     for axis, kind in zip(axes.flat, kinds):
         fitted = parabolas(runs, kind, args.window, fits)
         for index, colour in enumerate(colours):
@@ -76,11 +77,15 @@ def plot_isoflop(runs: Runs, fits: list[Fit], args: argparse.Namespace) -> style
             if index not in fitted:
                 continue
             p = fitted[index]
+            if p.n_min != p.n_min:  # it opens downwards, or its minimum lies outside
+                order = np.argsort(runs.n[rows])
+                axis.plot(runs.n[rows][order], runs.loss[rows][order], ":", color=colour, linewidth=1.0)
+                without = True
+                continue
             n = np.geomspace(p.n_low / 1.15, p.n_high * 1.15, 80)
             axis.plot(n, np.polyval(p.coefficients, np.log(n)), color=colour, linewidth=1.1)
-            if p.n_min == p.n_min:
-                axis.plot(p.n_min, p.loss_min, "*", color=style.VERMILION, markersize=9,
-                          markeredgecolor="white", markeredgewidth=0.5, zorder=5)
+            axis.plot(p.n_min, p.loss_min, "*", color=style.VERMILION, markersize=9,
+                      markeredgecolor="white", markeredgewidth=0.5, zorder=5)
         axis.set_title(kind if len(kinds) > 1 else "")
     empty = list(axes.flat)[len(kinds):]
     for axis in empty:
@@ -95,8 +100,16 @@ def plot_isoflop(runs: Runs, fits: list[Fit], args: argparse.Namespace) -> style
                       label=style.power(runs.budgets[i]) + " FLOPs") for i, c in enumerate(colours)]
     handles.append(Line2D([], [], color=style.VERMILION, marker="*", linestyle="", markersize=8,
                           label="minimum of the parabola"))
-    place = (empty or [axes[0][-1]])[0]
-    place.legend(handles=handles, loc="center" if empty else "best", title="training budget", title_fontsize=7.5)
+    if without:
+        handles.append(Line2D([], [], color=style.GREY, linestyle=":", label="no minimum among the runs"))
+    title = {"title": "training budget", "title_fontsize": 7.5}
+    if empty:
+        empty[0].legend(handles=handles, loc="center", **title)
+    elif len(kinds) == 1:
+        axes[0][0].legend(handles=handles, loc="best", **title)
+    else:  # below the panels: the curves leave it no room
+        figure.get_layout_engine().set(rect=(0, 0.16, 1, 0.84))
+        figure.legend(handles=handles, loc="lower center", ncols=3, **title)
     for axis in list(axes.flat)[:len(kinds)]:
         style.log_axis(axis, "x", counts=True)
     return figure
@@ -314,7 +327,9 @@ def plot_residuals(runs: Runs, fits: list[Fit]) -> style.Figure:
         axis.set_xlabel(label)
         style.log_axis(axis, "x", counts=True)
     axes[0][0].set_ylabel("100 ln(measured / predicted)")
-    axes[0][0].legend(loc="upper right")
+    low, high = axes[0][0].get_ylim()
+    axes[0][0].set_ylim(low, high + (0.12 + 0.06 * (len(kinds) - 1)) * (high - low))  # room for the legend
+    axes[0][0].legend(loc="upper right", ncols=min(len(kinds), 3))
     axes[0][2].hist(residual, bins=min(25, max(6, len(residual) // 3)), orientation="horizontal",
                     color=style.SKY, edgecolor="white", linewidth=0.5)
     axes[0][2].set_xlabel("runs")
