@@ -1,11 +1,15 @@
 // `degu bench kernels`: this machine's peaks and each operator's share of the one that bounds it.
+// The other subcommands of `degu bench` have files of their own.
 #include <nlohmann/json.hpp>
 
 #include <cstdio>
 #include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "base/timer.h"
+#include "cli/bench_model.h"
 #include "cli/command.h"
 #include "cli/kernel_bench.h"
 #include "config/yaml.h"
@@ -119,24 +123,45 @@ ExitCode bench_kernels(const Options& options) {
   return ExitCode::kDone;
 }
 
+Action attach_bench_kernels(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  app.add_option("--out", options->out, "write the peaks to this YAML file, for `degu plan`");
+  app.add_option("--only", options->only, "measure operators whose name contains this");
+  app.add_option("--threads", options->threads, "threads; 0: the cores this process may run on")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--repetitions", options->repetitions, "of peak, operator, peak; at least 3")
+      ->check(CLI::Range(3, 1000));
+  app.add_flag("--json", options->json, "one JSON object on standard output");
+  return [options] { return bench_kernels(*options); };
+}
+
+constexpr Command kBenches[] = {
+    {"kernels",
+     "peaks of this machine; each operator's rate and its share of the peak that bounds it",
+     &attach_bench_kernels},
+    {"memory", "the read bandwidth of memory at this moment", &attach_bench_memory},
+    {"decode", "load, prefill and decode of a checkpoint, beside the read bandwidth of memory",
+     &attach_bench_decode},
+    {"checkpoint", "writes a checkpoint of random weights in a scheme, to measure with",
+     &attach_bench_checkpoint},
+};
+
 }  // namespace
 
 Action attach_bench(CLI::App& app) {
   app.require_subcommand(1);
-  auto options = std::make_shared<Options>();
-  CLI::App* kernels = app.add_subcommand(
-      "kernels",
-      "peaks of this machine; each operator's rate and its share of the peak that bounds it");
-  kernels->fallthrough();
-  kernels->add_option("--out", options->out, "write the peaks to this YAML file, for `degu plan`");
-  kernels->add_option("--only", options->only, "measure operators whose name contains this");
-  kernels
-      ->add_option("--threads", options->threads, "threads; 0: the cores this process may run on")
-      ->check(CLI::NonNegativeNumber);
-  kernels->add_option("--repetitions", options->repetitions, "of peak, operator, peak; at least 3")
-      ->check(CLI::Range(3, 1000));
-  kernels->add_flag("--json", options->json, "one JSON object on standard output");
-  return [options] { return bench_kernels(*options); };
+  std::vector<std::pair<CLI::App*, Action>> attached;
+  for (const Command& bench : kBenches) {
+    CLI::App* sub = app.add_subcommand(bench.name, bench.summary);
+    sub->fallthrough();
+    attached.emplace_back(sub, bench.attach(*sub));
+  }
+  return [attached] {
+    for (const auto& [sub, action] : attached) {
+      if (sub->parsed()) return action();
+    }
+    return ExitCode::kUsage;
+  };
 }
 
 }  // namespace degu

@@ -18,6 +18,7 @@
 #include "io/checkpoint_manifest.h"
 #include "io/crc32.h"
 #include "io/hdf5.h"
+#include "io/read_ahead.h"
 #include "io/reserve.h"
 
 namespace degu {
@@ -279,6 +280,8 @@ struct CheckpointReader::Impl {
   // The part read last: tensors are often read in pieces smaller than they were written in.
   const Manifest::Part* cached = nullptr;
   std::vector<std::byte> cache = {};
+  int64_t window = 0;  // bytes to ask for ahead of reads
+  std::vector<std::optional<ReadAhead>> ahead = {};
 
   const Manifest::TensorEntry& tensor(const std::string& name) const;
   void read(const std::string& name, const Region& wanted, AnyView out);
@@ -297,6 +300,7 @@ CheckpointReader::CheckpointReader(std::string folder)
     throw DataError("{}: not a checkpoint: no {}", self.folder, kManifestName);
   self.manifest = Manifest::parse(read_file(path), path);
   self.files.resize(self.manifest.files.size());
+  self.ahead.resize(self.manifest.files.size());
   auto check_file = [&](const std::string& name, int64_t bytes) {
     const std::string file = self.folder + "/" + name;
     const auto size = fs::file_size(file, error);
@@ -398,14 +402,23 @@ void CheckpointReader::Impl::read_part(const std::string& name, const Manifest::
   if (dataset.shape() != to_h5(part.region.extent)) {
     throw DataError("{}: '{}' has another shape than the manifest says", path, part.dataset);
   }
+  const size_t bytes = static_cast<size_t>(part.region.elements()) * size_of(entry.dtype);
+  if (const auto offset = window > 0 ? dataset.file_offset() : std::nullopt) {
+    std::optional<ReadAhead>& next = ahead[part.file];
+    if (!next) next.emplace(path, window);
+    next->reach(*offset, *offset + static_cast<int64_t>(bytes));
+  }
   dataset.read_box({}, {}, h5::element_of(entry.dtype), out, part.region.elements());
-  const uint32_t sum =
-      crc32(out, static_cast<size_t>(part.region.elements()) * size_of(entry.dtype));
+  const uint32_t sum = crc32(out, bytes);
   if (sum != part.crc32) {
     throw DataError(
         "{}: '{}' of tensor '{}' is altered: checksum {:08x} where the manifest says {:08x}", path,
         part.dataset, name, sum, part.crc32);
   }
+}
+
+void CheckpointReader::read_ahead(int64_t bytes) {
+  impl_->window = bytes;
 }
 
 std::vector<std::string> CheckpointReader::attachments() const {

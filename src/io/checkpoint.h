@@ -92,6 +92,11 @@ class CheckpointReader {
   void read_range(const std::string& name, int64_t begin, AnyView out);
   void read(const std::string& name, AnyView out);
 
+  // For a reader of many tensors in about the order they were written in: from now on each read
+  // also asks the system for up to `bytes` of what follows it in the file, so that the disk works
+  // while the caller does.
+  void read_ahead(int64_t bytes);
+
   std::vector<std::string> attachments() const;
   std::string attachment(const std::string& name) const;
 

@@ -1,6 +1,9 @@
 #include "model/load.h"
 
+#include <algorithm>
+#include <array>
 #include <cstring>
+#include <future>
 #include <nlohmann/json.hpp>
 
 namespace degu {
@@ -15,13 +18,40 @@ Scheme scheme_or_throw(const std::string& folder, const std::string& name) {
   throw DataError("{}: scheme '{}' is unknown to this program", folder, name);
 }
 
-// Reads this rank's part of one tensor after another.
+// A tensor as the checkpoint holds it: values, or codes and their scales.
+struct StoredTensor {
+  Scheme scheme = Scheme::kFp32;
+  AnyView values;
+  AnyView scales;
+};
+
+// Reads this rank's part of one tensor after another, into two pieces of memory in turn, so that
+// one can be packed while the next is read; fresh pages for each tensor would cost as much as
+// reading it.
 class TensorLoader {
  public:
   TensorLoader(CheckpointReader& reader, ExpertRange experts)
-      : reader_(reader), experts_(experts) {}
+      : reader_(reader), experts_(experts), memory_{Arena(most_bytes()), Arena(most_bytes())} {}
 
-  Tensor read(const std::string& name, const ParameterSpec& spec, DType type, Shape whole) {
+  // The views live until the call after the next.
+  StoredTensor read(const ParameterSpec& spec, Scheme scheme) {
+    turn_ = 1 - turn_;
+    memory_[turn_].release(0);
+    const std::string name = std::string(kModelPrefix) + spec.name;
+    const SchemeInfo& info = scheme_info(scheme);
+    if (!info.quantized()) {
+      // A trained tensor that may be quantized is stored in any unquantized type.
+      const DType type = quantizable(spec.role) ? reader_.info(name).dtype : DType::kF32;
+      return {scheme, read_part(name, spec, type, spec.shape), {}};
+    }
+    const AnyView codes = read_part(name, spec, info.weight, code_shape(scheme, spec.shape));
+    return {
+        scheme, codes,
+        read_part(name + std::string(kScaleSuffix), spec, DType::kBF16, scale_shape(spec.shape))};
+  }
+
+ private:
+  AnyView read_part(const std::string& name, const ParameterSpec& spec, DType type, Shape whole) {
     const CheckpointReader::TensorInfo info = reader_.info(name);
     if (info.shape != whole || info.dtype != type) {
       throw DataError("{}: {} is {} {}, the configuration and scheme make it {} {}",
@@ -29,20 +59,52 @@ class TensorLoader {
                       dtype_name(type), whole.str());
     }
     if (spec.role != ParameterRole::kExperts) {
-      Tensor out(type, whole);
+      const AnyView out = memory_[turn_].take(type, whole);
       reader_.read(name, out);
       return out;
     }
-    Tensor out(type, {experts_.count, whole[1], whole[2]});
+    const AnyView out = memory_[turn_].take(type, {experts_.count, whole[1], whole[2]});
     reader_.read(name, {experts_.begin, 0, 0}, out);
     return out;
   }
-  DType type_of(const std::string& name) { return reader_.info(name).dtype; }
 
- private:
+  // Of the largest tensor and its scales, which are never larger. Address space: what no tensor
+  // fills is not backed by memory.
+  size_t most_bytes() const {
+    size_t most = 0;
+    for (const CheckpointReader::TensorInfo& info : reader_.list()) {
+      if (!info.name.starts_with(kModelPrefix)) continue;
+      most = std::max(most, static_cast<size_t>(info.shape.elements()) * size_of(info.dtype));
+    }
+    return 2 * most + 4096;
+  }
+
   CheckpointReader& reader_;
   ExpertRange experts_;
+  std::array<Arena, 2> memory_;
+  size_t turn_ = 0;
 };
+
+void store(Context& context, ParameterSet& parameters, Parameter& p, const StoredTensor& tensor) {
+  if (p.value) {
+    std::memcpy(p.value.data, tensor.values.data, tensor.values.bytes());
+  } else if (!scheme_info(tensor.scheme).quantized()) {
+    parameters.load(context, p, tensor.values);
+  } else {
+    Shape local = p.spec.shape;
+    if (p.spec.role == ParameterRole::kExperts) {
+      local = {parameters.experts().count, local[1], local[2]};
+    }
+    parameters.load(context, p,
+                    QuantizedWeight{.scheme = tensor.scheme,
+                                    .shape = local,
+                                    .codes = tensor.values,
+                                    .scales = tensor.scales});
+  }
+}
+
+// How far reading from the disk may run ahead of packing: some tensors of a large model.
+constexpr int64_t kReadAhead = int64_t{256} << 20;
 
 }  // namespace
 
@@ -94,30 +156,21 @@ std::unique_ptr<ParameterSet> load_for_inference(Context& context, CheckpointRea
   };
   auto parameters =
       std::make_unique<ParameterSet>(context, shape, activation, experts, SchemeOf(scheme_of));
+  reader.read_ahead(kReadAhead);
   TensorLoader loader(reader, experts);
-  for (const auto& p : parameters->all()) {
-    const std::string name = std::string(kModelPrefix) + p->spec.name;
-    const Shape& whole = p->spec.shape;
-    if (p->value) {
-      const Tensor value = loader.read(name, p->spec, DType::kF32, whole);
-      std::memcpy(p->value.data, value.view().data, value.bytes());
-      continue;
-    }
-    const Scheme scheme = scheme_of(p->spec);
-    if (!scheme_info(scheme).quantized()) {
-      parameters->load(context, *p, loader.read(name, p->spec, loader.type_of(name), whole));
-      continue;
-    }
-    const Tensor codes =
-        loader.read(name, p->spec, scheme_info(scheme).weight, code_shape(scheme, whole));
-    const Tensor scales =
-        loader.read(name + std::string(kScaleSuffix), p->spec, DType::kBF16, scale_shape(whole));
-    Shape local = whole;
-    if (p->spec.role == ParameterRole::kExperts) local = {experts.count, whole[1], whole[2]};
-    parameters->load(
-        context, *p,
-        QuantizedWeight{.scheme = scheme, .shape = local, .codes = codes, .scales = scales});
+  const auto& all = parameters->all();
+  const auto read = [&](size_t i) {
+    const Parameter& p = *all[i];
+    return loader.read(p.spec, p.value ? Scheme::kFp32 : scheme_of(p.spec));
+  };
+  StoredTensor present = read(0);
+  for (size_t i = 0; i < all.size(); ++i) {
+    std::future<StoredTensor> next;  // nobody else touches the reader meanwhile
+    if (i + 1 < all.size()) next = std::async(std::launch::async, read, i + 1);
+    store(context, *parameters, *all[i], present);
+    if (next.valid()) present = next.get();
   }
+  reader.read_ahead(0);
   parameters->pack(context);
   return parameters;
 }

@@ -148,33 +148,41 @@ ParameterSet::ParameterSet(const Context& context, const ModelShape& shape, DTyp
                            ExpertRange experts, bool training)
     : shape_(shape), activation_(activation), experts_(experts), training_(training) {
   make_regions();
-  for (const auto& p : parameters_) {
-    if (p->spec.role == ParameterRole::kEmbedding) make_table(*p, training_scheme(activation_));
-    if (!is_packed(*p)) continue;
-    const Shape local = local_shape(p->spec, experts_);
-    const Scheme scheme =
-        p->spec.role == ParameterRole::kRouter ? Scheme::kFp32 : training_scheme(activation_);
-    reserve_packing(context, p->forward, scheme, local, Orientation::kForward);
-    if (training_) reserve_packing(context, p->backward, scheme, local, Orientation::kBackward);
-  }
+  lay_out_packings(context, [&](const ParameterSpec& spec) {
+    return spec.role == ParameterRole::kRouter ? Scheme::kFp32 : training_scheme(activation_);
+  });
 }
 
 ParameterSet::ParameterSet(const Context& context, const ModelShape& shape, DType activation,
                            ExpertRange experts, const SchemeOf& scheme_of)
     : shape_(shape), activation_(activation), experts_(experts), serving_(true) {
   make_regions();
-  for (const auto& p : parameters_) {
-    const Scheme scheme = quantizable(p->spec.role) ? scheme_of(p->spec) : Scheme::kFp32;
+  lay_out_packings(context, [&](const ParameterSpec& spec) {
+    const Scheme scheme = quantizable(spec.role) ? scheme_of(spec) : Scheme::kFp32;
     const SchemeInfo& info = scheme_info(scheme);
-    if (quantizable(p->spec.role) && !info.integer_activations() &&
-        info.activation != activation_) {
-      throw ConfigError("{}: scheme {} multiplies {}, the activations are {}", p->spec.name,
-                        info.name, dtype_name(info.activation), dtype_name(activation_));
+    if (quantizable(spec.role) && !info.integer_activations() && info.activation != activation_) {
+      throw ConfigError("{}: scheme {} multiplies {}, the activations are {}", spec.name, info.name,
+                        dtype_name(info.activation), dtype_name(activation_));
     }
+    return scheme;
+  });
+}
+
+void ParameterSet::lay_out_packings(const Context& context, const SchemeOf& scheme_of) {
+  packings_ = Arena::measuring();
+  make_packings(context, scheme_of);
+  packings_ = Arena(packings_.used());
+  make_packings(context, scheme_of);
+}
+
+void ParameterSet::make_packings(const Context& context, const SchemeOf& scheme_of) {
+  for (const auto& p : parameters_) {
+    const Scheme scheme = scheme_of(p->spec);
     if (p->spec.role == ParameterRole::kEmbedding) make_table(*p, scheme);
     if (!is_packed(*p)) continue;
-    reserve_packing(context, p->forward, scheme, local_shape(p->spec, experts_),
-                    Orientation::kForward);
+    const Shape local = local_shape(p->spec, experts_);
+    reserve_packing(context, p->forward, scheme, local, Orientation::kForward);
+    if (training_) reserve_packing(context, p->backward, scheme, local, Orientation::kBackward);
   }
 }
 
@@ -205,16 +213,13 @@ void ParameterSet::make_regions() {
 
 void ParameterSet::make_table(Parameter& parameter, Scheme scheme) {
   if (!scheme_info(scheme).quantized()) {
-    packings_.emplace_back(activation_, parameter.spec.shape);
-    parameter.table = packings_.back();
+    parameter.table = packings_.take(activation_, parameter.spec.shape);
     return;
   }
   QuantizedWeight& table = parameter.quantized_table;
   table = {.scheme = scheme, .shape = parameter.spec.shape, .codes = {}, .scales = {}};
-  packings_.emplace_back(scheme_info(scheme).weight, code_shape(scheme, table.shape));
-  table.codes = packings_.back();
-  packings_.emplace_back(DType::kBF16, scale_shape(table.shape));
-  table.scales = packings_.back();
+  table.codes = packings_.take(scheme_info(scheme).weight, code_shape(scheme, table.shape));
+  table.scales = packings_.take(DType::kBF16, scale_shape(table.shape));
 }
 
 void ParameterSet::reserve_packing(const Context& context, PackedWeight& packed, Scheme scheme,
@@ -224,9 +229,8 @@ void ParameterSet::reserve_packing(const Context& context, PackedWeight& packed,
   int64_t inner = local[local.rank() - 1];
   if (orientation == Orientation::kBackward) std::swap(outputs, inner);
   const size_t bytes = packed_bytes(context, scheme, count, outputs, inner);
-  packings_.emplace_back(DType::kU8, Shape{static_cast<int64_t>(bytes)});
   packed.scheme = scheme;
-  packed.bytes = packings_.back().view().data;
+  packed.bytes = packings_.take_bytes(bytes);
 }
 
 bool ParameterSet::has_value(const Parameter& parameter) const {
@@ -261,7 +265,7 @@ Parameter& ParameterSet::get(std::string_view name) {
 size_t ParameterSet::bytes() const {
   size_t sum = 0;
   for (const Region& region : regions_) sum += region.values.bytes();
-  for (const Tensor& packing : packings_) sum += packing.bytes();
+  sum += packings_.used();
   return sum;
 }
 

@@ -63,6 +63,7 @@ class ParameterSet {
   DType activation() const { return activation_; }
   ExpertRange experts() const { return experts_; }
   std::vector<std::unique_ptr<Parameter>>& all() { return parameters_; }
+  const std::vector<std::unique_ptr<Parameter>>& all() const { return parameters_; }
   std::vector<Region>& regions() { return regions_; }
   Parameter* find(std::string_view name);  // null when the model has none of that name
   Parameter& get(std::string_view name);   // DataError instead of null
@@ -83,6 +84,10 @@ class ParameterSet {
   bool is_packed(const Parameter& parameter) const;
   bool has_value(const Parameter& parameter) const;
   void make_regions();
+  // Takes tables and packings from `packings_`: run once to measure, then to lay them out in one
+  // block, so that small tensors do not round up to a huge page each.
+  void lay_out_packings(const Context& context, const SchemeOf& scheme_of);
+  void make_packings(const Context& context, const SchemeOf& scheme_of);
   void make_table(Parameter& parameter, Scheme scheme);
   void reserve_packing(const Context& context, PackedWeight& packed, Scheme scheme,
                        const Shape& local, Orientation orientation);
@@ -94,7 +99,7 @@ class ParameterSet {
   bool serving_ = false;  // no values where packings serve
   std::vector<std::unique_ptr<Parameter>> parameters_;
   std::vector<Region> regions_;
-  std::vector<Tensor> packings_;
+  Arena packings_;  // tables and packings
 };
 
 }  // namespace degu

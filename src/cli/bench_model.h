@@ -1,0 +1,16 @@
+// `degu bench checkpoint`, `degu bench decode`, `degu bench memory`: what serving costs on this
+// machine, on models of any shape with random weights.
+#pragma once
+
+#include "cli/command.h"
+
+namespace degu {
+
+// Writes a checkpoint of random weights straight in a scheme's numbers, tensor by tensor.
+Action attach_bench_checkpoint(CLI::App& app);
+// Loads a checkpoint and times its load, prefill and decode, memory bandwidth probed beside them.
+Action attach_bench_decode(CLI::App& app);
+// The read bandwidth of this moment.
+Action attach_bench_memory(CLI::App& app);
+
+}  // namespace degu
