@@ -147,9 +147,9 @@ void multiply_stretch(const Product<T>& p, const PackedWeight& w, const WorkLine
   });
 }
 
-// Multiply-adds below which waking another thread costs more than it saves (about 10 us of one
+// Multiply-adds below which a task of its own costs more than it saves (some microseconds of one
 // core).
-constexpr int64_t kTaskWork = 1 << 20;
+constexpr int64_t kTaskWork = 1 << 18;
 constexpr int64_t kTasksPerThread = 8;
 
 template <class Format, class T>

@@ -11,8 +11,8 @@ their own, in alternation; each is timed on
   prefill     512 tokens of one sequence, logits of the last
   decode      one token per pass of one stream, and of 16 together; random tokens, logits of all
 and degu also on loading (against a cold read of its file) and resident memory. Read bandwidth is probed before and
-after each decode; it moves in spells, so decodes count whose probes lie within 15 % of the slowest seen, and a side
-without any runs again. Bars (of issue and README): see BARS. Needs 16 GB of disk and 10 GB of memory for the large model.
+after each decode; it moves in spells, so decodes count whose probes lie within 15 % of the usual (fast spells left out), and
+both sides run again when one has none. Bars: see BARS. Needs 16 GB of disk and 10 GB of memory for the large model.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ SCHEMES = {"int8": ("w8a8", "Q8_0"), "int4": ("w4a8", "Q4_0")}
 BARS = {"decode_ratio": (True, 1.0), "decode_share_of_bandwidth": (True, 0.90), "prefill_ratio": (True, 2.5),
         "decode_16_ratio": (True, 2.0), "load_over_cold_read": (False, 1.2),
         "resident_over_weights_and_cache": (False, 1.10)}
-STEADY = 1.15  # probes within this factor of the slowest are of the same spell
+STEADY = 1.15  # probes within this factor of the usual bandwidth are of the same spell
 
 
 def say(text: str) -> None:
@@ -130,19 +130,20 @@ def decodes(runs: list[dict[str, Any]], streams: int) -> list[dict[str, Any]]:
     return [r for run in runs for d in run["decode"] if d["streams"] == streams for r in d["rounds"]]
 
 
-def steady(rounds: list[dict[str, Any]], slowest: float) -> list[dict[str, Any]]:
-    return [r for r in rounds if max(r["probes"]) <= STEADY * slowest]
+def steady(rounds: list[dict[str, Any]], usual: float) -> list[dict[str, Any]]:
+    return [r for r in rounds if usual / STEADY <= min(r["probes"]) and max(r["probes"]) <= STEADY * usual]
 
 
-def slowest_probe(runs: dict[str, list[dict[str, Any]]]) -> float:
-    """The usual bandwidth: the median of the slower half of all probes, so that one disturbed probe counts little."""
-    probes = sorted(p for side in runs.values() for streams in (1, 16) for r in decodes(side, streams) for p in r["probes"])
-    return statistics.median(probes[:(len(probes) + 1) // 2])
+def usual_bandwidth(runs: dict[str, list[dict[str, Any]]]) -> float:
+    """The median of all probes outside fast spells (a third above what a fifth of the probes stay below)."""
+    probes = sorted(p for side in runs.values() for streams in (1, 16) for r in decodes(side, streams)
+                    for p in r["probes"])
+    return statistics.median(p for p in probes if p <= 1.33 * probes[len(probes) // 5])
 
 
 def settled(runs: dict[str, list[dict[str, Any]]]) -> bool:
-    slowest = slowest_probe(runs)
-    return all(steady(decodes(side, streams), slowest) for side in runs.values() for streams in (1, 16))
+    usual = usual_bandwidth(runs)
+    return all(steady(decodes(side, streams), usual) for side in runs.values() for streams in (1, 16))
 
 
 def compare(runner: Runner, checkpoint: pathlib.Path, file: pathlib.Path, alternations: int) -> dict[str, Any]:
@@ -159,16 +160,16 @@ def compare(runner: Runner, checkpoint: pathlib.Path, file: pathlib.Path, altern
             rates = {s: statistics.median(r["tokens_per_second"] for r in decodes([result], s)) for s in (1, 16)}
             say(f"  {side:<10} prefill {result['prefill']['tokens_per_second']:.0f}, decode {rates[1]:.1f}, "
                 f"16 streams {rates[16]:.1f} tokens/s")
-    slowest = slowest_probe(runs)
+    usual = usual_bandwidth(runs)
 
     def rate(side: str, streams: int) -> float:
-        kept = steady(decodes(runs[side], streams), slowest) or decodes(runs[side], streams)
+        kept = steady(decodes(runs[side], streams), usual) or decodes(runs[side], streams)
         return statistics.median(r["tokens_per_second"] for r in kept)
 
     def prefill(side: str) -> float:
         return statistics.median(run["prefill"]["tokens_per_second"] for run in runs[side])
 
-    one = steady(decodes(runs["degu"], 1), slowest) or decodes(runs["degu"], 1)
+    one = steady(decodes(runs["degu"], 1), usual) or decodes(runs["degu"], 1)
     loads = [run["load_seconds"] for run in runs["degu"]]
     result: dict[str, Any] = {
         "decode_ratio": rate("degu", 1) / rate("llama.cpp", 1),
@@ -182,7 +183,7 @@ def compare(runner: Runner, checkpoint: pathlib.Path, file: pathlib.Path, altern
         "tokens_per_second": {side: {"prefill": prefill(side), "decode": rate(side, 1), "decode_16": rate(side, 16)}
                               for side in runs},
         "bytes_per_token": statistics.median(r["bytes_per_pass"] for r in one),
-        "read_bandwidth": slowest, "load_seconds": loads, "cold_read_seconds": cold,
+        "read_bandwidth": usual, "load_seconds": loads, "cold_read_seconds": cold,
         "weight_bytes": runs["degu"][0]["weight_bytes"],
         "peak_resident_bytes": {side: statistics.median(r["peak_resident_bytes"] for r in runs[side])
                                 for side in runs},

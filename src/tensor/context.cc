@@ -22,26 +22,28 @@ void pause_cpu() {
 
 }  // namespace
 
-// One job at a time: the caller publishes it by raising `generation`, works as thread 0, and waits
-// until every worker has counted itself done.
+// One job at a time: the caller publishes it by opening the gate under a new generation, works as
+// thread 0, closes the gate, and waits for the workers that have entered. One that comes later
+// finds it closed: a neighbour on the machine who keeps a worker from its core for a millisecond
+// does not hold up an operator whose tasks others have done.
 struct Context::Pool {
-  explicit Pool(int threads) {
+  explicit Pool(int threads) : claims(static_cast<size_t>(threads)) {
     for (int t = 1; t < threads; ++t) workers.emplace_back([this, t] { work(t); });
   }
 
   ~Pool() {
     stopping = true;
-    wake();
+    publish(0);
     for (std::thread& worker : workers) worker.join();
   }
 
-  void run(const TaskRef& body, int threads) {
+  void run(const TaskRef& body) {
     job = &body;
     failure = nullptr;
-    pending.store(threads - 1, std::memory_order_relaxed);
-    wake();
+    publish(kOpen);
     guarded(0);
-    for (int spins = 0; pending.load(std::memory_order_acquire) != 0; ++spins) {
+    gate.fetch_and(~kOpen, std::memory_order_acq_rel);
+    for (int spins = 0; (gate.load(std::memory_order_acquire) & kInside) != 0; ++spins) {
       if (spins < kSpins) {
         pause_cpu();
       } else {
@@ -51,10 +53,24 @@ struct Context::Pool {
     if (failure) std::rethrow_exception(failure);
   }
 
-  void wake() {
+  // Whether nobody has taken share `t` of the present job yet; now the caller of this has.
+  bool claim(int t) {
+    const uint64_t present = gate.load(std::memory_order_relaxed) / kGeneration;
+    return claims[static_cast<size_t>(t)].exchange(present, std::memory_order_relaxed) != present;
+  }
+
+ private:
+  // The gate: how many workers are inside, whether more may enter, and the job's generation.
+  static constexpr uint64_t kInside = 0x7fff;
+  static constexpr uint64_t kOpen = 0x8000;
+  static constexpr uint64_t kGeneration = 0x10000;
+
+  void publish(uint64_t open) {
     {
       std::lock_guard lock(mutex);
-      generation.fetch_add(1, std::memory_order_release);
+      // Nobody is inside: late workers leave a closed gate as it is.
+      const uint64_t generation = gate.load(std::memory_order_relaxed) / kGeneration + 1;
+      gate.store(generation * kGeneration | open, std::memory_order_release);
     }
     if (parked.load() > 0) parking.notify_all();
   }
@@ -68,32 +84,40 @@ struct Context::Pool {
     }
   }
 
+  // The gate once its generation is another than `seen`.
+  uint64_t await(uint64_t seen) {
+    for (int spins = 0; spins < kSpins; ++spins) {
+      const uint64_t now = gate.load(std::memory_order_acquire);
+      if (now / kGeneration != seen) return now;
+      pause_cpu();
+    }
+    std::unique_lock lock(mutex);
+    parked.fetch_add(1);
+    parking.wait(lock, [&] { return gate.load() / kGeneration != seen; });
+    parked.fetch_sub(1);
+    return gate.load(std::memory_order_acquire);
+  }
+
   void work(int thread) {
     uint64_t seen = 0;
     while (true) {
-      int spins = 0;
-      while (generation.load(std::memory_order_acquire) == seen) {
-        if (++spins < kSpins) {
-          pause_cpu();
-          continue;
-        }
-        std::unique_lock lock(mutex);
-        parked.fetch_add(1);
-        parking.wait(lock, [&] { return generation.load() != seen; });
-        parked.fetch_sub(1);
-      }
-      seen = generation.load(std::memory_order_acquire);
+      uint64_t now = await(seen);
       if (stopping) return;
+      while ((now & kOpen) != 0 &&
+             !gate.compare_exchange_weak(now, now + 1, std::memory_order_acq_rel)) {
+      }
+      seen = now / kGeneration;
+      if ((now & kOpen) == 0) continue;
       guarded(thread);
-      pending.fetch_sub(1, std::memory_order_release);
+      gate.fetch_sub(1, std::memory_order_acq_rel);
     }
   }
 
   std::vector<std::thread> workers;
+  std::vector<std::atomic<uint64_t>> claims;  // per share: the last generation that took it
   std::mutex mutex;
   std::condition_variable parking;
-  std::atomic<uint64_t> generation{0};
-  std::atomic<int> pending{0};
+  std::atomic<uint64_t> gate{0};
   std::atomic<int> parked{0};
   std::atomic<bool> stopping{false};
   const TaskRef* job = nullptr;
@@ -115,12 +139,17 @@ void Context::parallel_for(int64_t tasks, TaskRef task) {
     for (int64_t i = 0; i < tasks; ++i) task(i, 0);
     return;
   }
-  auto share = [&](int64_t, int thread) {
-    const int64_t begin = tasks * thread / threads_;
-    const int64_t end = tasks * (thread + 1) / threads_;
-    for (int64_t i = begin; i < end; ++i) task(i, thread);
+  // Its own share first, then those whose threads have not come.
+  auto shares = [&](int64_t, int thread) {
+    for (int t = 0; t < threads_; ++t) {
+      const int share = (thread + t) % threads_;
+      if (!pool_->claim(share)) continue;
+      const int64_t begin = tasks * share / threads_;
+      const int64_t end = tasks * (share + 1) / threads_;
+      for (int64_t i = begin; i < end; ++i) task(i, thread);
+    }
   };
-  pool_->run(TaskRef(share), threads_);
+  pool_->run(TaskRef(shares));
 }
 
 void Context::parallel_dynamic(int64_t tasks, TaskRef task) {
@@ -136,7 +165,7 @@ void Context::parallel_dynamic(int64_t tasks, TaskRef task) {
       task(i, thread);
     }
   };
-  pool_->run(TaskRef(share), threads_);
+  pool_->run(TaskRef(share));
 }
 
 }  // namespace degu

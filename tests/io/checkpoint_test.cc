@@ -116,14 +116,17 @@ void check_sample(const std::string& folder, int64_t step = 7) {
   CHECK(reader.attachment("config.yaml") == "model: {layers: 1}\n");
   CHECK(reader.attachment("data/tokenizer.model") == std::string("\0binary\n\xff", 9));
   CHECK(reader.list().size() == std::size(kSample));
-  for (const Expected& expected : kSample) {
-    INFO(expected.name);
-    const CheckpointReader::TensorInfo info = reader.info(expected.name);
-    CHECK(info.dtype == expected.dtype);
-    CHECK(info.shape == expected.shape);
-    Tensor got(info.dtype, info.shape);
-    reader.read(expected.name, got);
-    CHECK(equal(got, part_of(expected.key, info.dtype, Region::all(info.shape))));
+  for (const int64_t ahead : {0, 100, 1 << 20}) {
+    reader.read_ahead(ahead);
+    for (const Expected& expected : kSample) {
+      INFO(expected.name << ", reading " << ahead << " bytes ahead");
+      const CheckpointReader::TensorInfo info = reader.info(expected.name);
+      CHECK(info.dtype == expected.dtype);
+      CHECK(info.shape == expected.shape);
+      Tensor got(info.dtype, info.shape);
+      reader.read(expected.name, got);
+      CHECK(equal(got, part_of(expected.key, info.dtype, Region::all(info.shape))));
+    }
   }
   reader.verify();
 }
