@@ -30,6 +30,11 @@ KeepRule KeepRule::parse(const std::string& text) {
   return rule;
 }
 
+Scheme table_scheme(Scheme scheme) {
+  if (scheme_info(scheme).codes != Codes::kInt4) return scheme;
+  return scheme_info(scheme).integer_activations() ? Scheme::kW8A8 : Scheme::kW8A16;
+}
+
 std::map<std::string, Scheme> QuantizationPolicy::plan(
     const std::vector<ParameterSpec>& specs) const {
   std::vector<std::regex> patterns;
@@ -38,7 +43,9 @@ std::map<std::string, Scheme> QuantizationPolicy::plan(
   std::map<std::string, Scheme> schemes;
   for (const ParameterSpec& spec : specs) {
     if (!quantizable(spec.role)) continue;
-    Scheme& chosen = schemes.emplace(spec.name, scheme).first->second;
+    const bool table = spec.role == ParameterRole::kEmbedding || spec.role == ParameterRole::kHead;
+    Scheme& chosen =
+        schemes.emplace(spec.name, table ? table_scheme(scheme) : scheme).first->second;
     bool taken = false;
     for (size_t i = 0; i < keep.size(); ++i) {
       if (!std::regex_search(spec.name, patterns[i])) continue;

@@ -1,7 +1,9 @@
 // Which tensors become codes, and in which scheme.
 //
 // Always as they are: routers (multiplied in fp32: an expert chosen otherwise is another model),
-// their biases, and norms. All else takes the scheme that was asked for, unless a rule names it.
+// their biases, and norms. Embedding and head take 8-bit codes where 4-bit ones were asked for:
+// they are where rounding costs most (experiments/quantization). All else takes the scheme that was
+// asked for. A rule goes before all of this but the first.
 #pragma once
 
 #include <map>
@@ -21,6 +23,9 @@ struct KeepRule {
   // "PATTERN" (bf16) or "PATTERN=SCHEME". ConfigError when either is not understood.
   static KeepRule parse(const std::string& text);
 };
+
+// What embedding and head are held in when `scheme` is asked for.
+Scheme table_scheme(Scheme scheme);
 
 struct QuantizationPolicy {
   Scheme scheme = Scheme::kW8A8;

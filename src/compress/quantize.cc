@@ -3,10 +3,9 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
-#include "comm/communicator.h"
-#include "compress/method.h"
+#include "compress/layerwise.h"
+#include "compress/tensors.h"
 #include "config/yaml.h"
-#include "kernels/api/elementwise.h"
 
 namespace degu {
 namespace {
@@ -15,34 +14,24 @@ std::string stored_name(const ParameterSpec& spec) {
   return std::string(kModelPrefix) + spec.name;
 }
 
-Tensor read_value(CheckpointReader& reader, const ParameterSpec& spec) {
-  const CheckpointReader::TensorInfo info = reader.info(stored_name(spec));
-  if (info.shape != spec.shape || info.dtype != DType::kF32) {
-    throw DataError("{}: {} is {} {}, the configuration makes it fp32 {}", reader.folder(),
-                    info.name, dtype_name(info.dtype), info.shape.str(), spec.shape.str());
+// Tensor by tensor, shared out over the ranks.
+void quantize_tensors(Context& context, Communicator& world, CheckpointReader& reader,
+                      CheckpointWriter& writer, const std::vector<ParameterSpec>& specs,
+                      const QuantizationInfo& info, const QuantizeOptions& options) {
+  const QuantizationMethod& method = quantization_method(info.method);
+  for (size_t i = 0; i < specs.size(); ++i) {
+    const ParameterSpec& spec = specs[i];
+    if (static_cast<int>(i) % world.size() != world.rank()) continue;
+    if (options.progress) {
+      options.progress(static_cast<int64_t>(i), static_cast<int64_t>(specs.size()), spec.name);
+    }
+    const Tensor value = read_value(reader, spec, {});
+    const auto planned = info.tensors.find(spec.name);
+    const Scheme scheme = planned == info.tensors.end() ? Scheme::kFp32 : planned->second;
+    add_tensor(context, writer, spec, {}, value, scheme, [&](std::span<const MatrixTask> tasks) {
+      method.choose(context, {}, options.method_options, tasks);
+    });
   }
-  Tensor value(DType::kF32, spec.shape);
-  reader.read(info.name, value);
-  return value;
-}
-
-void write_tensor(Context& context, const ParameterSpec& spec, const Tensor& value, Scheme scheme,
-                  const QuantizationMethod& method, CheckpointWriter& writer) {
-  const SchemeInfo& info = scheme_info(scheme);
-  const std::string name = stored_name(spec);
-  if (!info.quantized()) {
-    const Tensor stored(info.weight, spec.shape);
-    cast(context, value, stored);
-    writer.add(name, stored);
-    return;
-  }
-  const Tensor codes(info.weight, code_shape(scheme, spec.shape));
-  const Tensor scales(DType::kBF16, scale_shape(spec.shape));
-  method.quantize(
-      context, spec, value,
-      QuantizedWeight{.scheme = scheme, .shape = spec.shape, .codes = codes, .scales = scales});
-  writer.add(name, codes);
-  writer.add(name + std::string(kScaleSuffix), scales);
 }
 
 }  // namespace
@@ -76,35 +65,35 @@ ModelShape checkpoint_shape(const CheckpointReader& reader) {
   return read_config<ModelShape>(document.part("model")).resolved();
 }
 
-void quantize_checkpoint(Context& context, CheckpointReader& reader, const std::string& out,
-                         const QuantizeOptions& options) {
+QuantizeReport quantize_checkpoint(Context& context, Communicator& world, CheckpointReader& reader,
+                                   const std::string& out, const QuantizeOptions& options) {
   if (const auto before = quantization_of(reader)) {
     throw ConfigError("{}: is quantized already ({}, {}); start from the checkpoint it was made of",
                       reader.folder(), scheme_info(before->scheme).name, before->method);
   }
-  const QuantizationMethod& method = quantization_method(options.method);
-  const std::vector<ParameterSpec> specs = parameter_specs(checkpoint_shape(reader));
+  const QuantizationMethod& method = options.method.empty() ? default_method(options.policy.scheme)
+                                                            : quantization_method(options.method);
+  const ModelShape shape = checkpoint_shape(reader);
+  const std::vector<ParameterSpec> specs = parameter_specs(shape);
   const QuantizationInfo info{.scheme = options.policy.scheme,
-                              .method = options.method,
+                              .method = std::string(method.name),
                               .tensors = options.policy.plan(specs)};
   nlohmann::json metadata = reader.metadata();
   metadata.update(to_json(info));
-
-  const std::unique_ptr<Communicator> self = make_self_communicator();
-  CheckpointWriter writer(*self, out, metadata);
-  int64_t done = 0;
-  for (const ParameterSpec& spec : specs) {
-    if (options.progress) options.progress(spec.name, done, static_cast<int64_t>(specs.size()));
-    const Tensor value = read_value(reader, spec);
-    const auto planned = info.tensors.find(spec.name);
-    const Scheme scheme = planned == info.tensors.end() ? Scheme::kFp32 : planned->second;
-    write_tensor(context, spec, value, scheme, method, writer);
-    ++done;
+  QuantizeReport report{.method = info.method};
+  if (method.calibrated) {
+    LayerwiseQuantizer layerwise(context, world, reader, shape, info, options, out);
+    report = layerwise.run();
+    layerwise.assemble(metadata);
+    return report;
   }
+  CheckpointWriter writer(world, out, metadata);
+  quantize_tensors(context, world, reader, writer, specs, info, options);
   for (const std::string& name : reader.attachments()) {
-    writer.attach(name, reader.attachment(name));
+    if (world.rank() == 0) writer.attach(name, reader.attachment(name));
   }
   writer.commit();
+  return report;
 }
 
 Audit audit_checkpoint(const CheckpointReader& reader, const QuantizationPolicy& policy) {

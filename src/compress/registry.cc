@@ -4,8 +4,13 @@ namespace degu {
 namespace {
 
 constexpr QuantizationMethod kMethods[] = {
-    {"rtn", "round to nearest; needs no data", &quantize_rtn},
-    {"mse", "round to nearest with scales of least squared error; needs no data", &quantize_mse},
+    {"rtn", "round to nearest; needs no data", false, &choose_rtn, nullptr},
+    {"mse", "round to nearest with scales of least squared error; needs no data", false,
+     &choose_mse, nullptr},
+    {"awq", "channels that see large inputs are scaled up, by search on calibration tokens", true,
+     &choose_awq, &prepare_awq},
+    {"gptq", "later columns make up for the rounding of earlier ones, by calibration's Hessian",
+     true, &choose_gptq, nullptr},
 };
 
 }  // namespace
@@ -22,6 +27,10 @@ const QuantizationMethod& quantization_method(std::string_view name) {
     known += method.name;
   }
   throw ConfigError("there is no quantization method '{}'; choose one of: {}", name, known);
+}
+
+const QuantizationMethod& default_method(Scheme scheme) {
+  return quantization_method(scheme_info(scheme).codes == Codes::kInt4 ? "awq" : "rtn");
 }
 
 }  // namespace degu

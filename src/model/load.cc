@@ -34,10 +34,9 @@ class TensorLoader {
       : reader_(reader), experts_(experts), memory_{Arena(most_bytes()), Arena(most_bytes())} {}
 
   // The views live until the call after the next.
-  StoredTensor read(const ParameterSpec& spec, Scheme scheme) {
+  StoredTensor read(const std::string& name, const ParameterSpec& spec, Scheme scheme) {
     turn_ = 1 - turn_;
     memory_[turn_].release(0);
-    const std::string name = std::string(kModelPrefix) + spec.name;
     const SchemeInfo& info = scheme_info(scheme);
     if (!info.quantized()) {
       // A trained tensor that may be quantized is stored in any unquantized type.
@@ -140,6 +139,32 @@ nlohmann::json to_json(const QuantizationInfo& info) {
             {"tensors", std::move(tensors)}}}};
 }
 
+void load_parameters(Context& context, CheckpointReader& reader, const SchemeOf& scheme_of,
+                     const StoredName& stored_name, ParameterSet& parameters) {
+  reader.read_ahead(kReadAhead);
+  TensorLoader loader(reader, parameters.experts());
+  std::vector<std::pair<Parameter*, std::string>> wanted;
+  for (const auto& p : parameters.all()) {
+    if (std::string name = stored_name(p->spec); !name.empty()) {
+      wanted.emplace_back(p.get(), std::move(name));
+    }
+  }
+  const auto read = [&](size_t i) {
+    const auto& [p, name] = wanted[i];
+    return loader.read(name, p->spec, p->value ? Scheme::kFp32 : scheme_of(p->spec));
+  };
+  StoredTensor present;
+  if (!wanted.empty()) present = read(0);
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    std::future<StoredTensor> next;  // nobody else touches the reader meanwhile
+    if (i + 1 < wanted.size()) next = std::async(std::launch::async, read, i + 1);
+    store(context, parameters, *wanted[i].first, present);
+    if (next.valid()) present = next.get();
+  }
+  reader.read_ahead(0);
+  parameters.pack(context);
+}
+
 std::unique_ptr<ParameterSet> load_for_inference(Context& context, CheckpointReader& reader,
                                                  const ModelShape& shape, DType activation,
                                                  ExpertRange experts) {
@@ -156,22 +181,9 @@ std::unique_ptr<ParameterSet> load_for_inference(Context& context, CheckpointRea
   };
   auto parameters =
       std::make_unique<ParameterSet>(context, shape, activation, experts, SchemeOf(scheme_of));
-  reader.read_ahead(kReadAhead);
-  TensorLoader loader(reader, experts);
-  const auto& all = parameters->all();
-  const auto read = [&](size_t i) {
-    const Parameter& p = *all[i];
-    return loader.read(p.spec, p.value ? Scheme::kFp32 : scheme_of(p.spec));
-  };
-  StoredTensor present = read(0);
-  for (size_t i = 0; i < all.size(); ++i) {
-    std::future<StoredTensor> next;  // nobody else touches the reader meanwhile
-    if (i + 1 < all.size()) next = std::async(std::launch::async, read, i + 1);
-    store(context, *parameters, *all[i], present);
-    if (next.valid()) present = next.get();
-  }
-  reader.read_ahead(0);
-  parameters->pack(context);
+  load_parameters(
+      context, reader, SchemeOf(scheme_of),
+      [](const ParameterSpec& spec) { return std::string(kModelPrefix) + spec.name; }, *parameters);
   return parameters;
 }
 

@@ -1,6 +1,7 @@
 // A checkpoint's weights, ready to be served or evaluated.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -24,6 +25,14 @@ nlohmann::json to_json(const QuantizationInfo& info);
 
 // The suffix of the tensor that holds a quantized tensor's scales: "model/blocks.0.moe.up.scale".
 inline constexpr std::string_view kScaleSuffix = ".scale";
+
+// The name of the stored tensor that a parameter's values come from; "": leave it out.
+using StoredName = std::function<std::string(const ParameterSpec&)>;
+
+// Fills `parameters`, made for serving with `scheme_of`, and packs them. Tensors held as codes come
+// with their scales; others are fp32 or bf16. DataError when types or shapes do not fit.
+void load_parameters(Context& context, CheckpointReader& reader, const SchemeOf& scheme_of,
+                     const StoredName& stored_name, ParameterSet& parameters);
 
 // Reads tensor by tensor: beside the result no more than one tensor is in memory. Of training's
 // checkpoints values become `activation`; quantized ones are packed as they are, and their

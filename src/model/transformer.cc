@@ -97,25 +97,32 @@ Activations Transformer::take(Arena& arena, int64_t tokens, int64_t balance_grou
 
 void Transformer::forward(Context& context, const Batch& batch, const TokenGroups& groups,
                           const BalanceWeights& weights, Activations& saved) const {
-  const int64_t tokens = batch.tokens();
-  auto rows = [&](AnyView view) { return view.rows(0, tokens); };
+  auto rows = [&](AnyView view) { return view.rows(0, batch.tokens()); };
   embed(context, parameters_.get("embedding"), batch.tokens_T, rows(saved.x_LTD[0]));
   for (size_t l = 0; l < blocks_.size(); ++l) {
-    const Block& block = blocks_[l];
-    BlockActivations& a = saved.blocks[l];
-    const AnyView x = rows(saved.x_LTD[l]);
-    const AnyView x_mid = rows(a.x_mid_TD);
-    const AnyView y = rows(saved.x_LTD[l + 1]);
-    block.attention.forward(context, x, batch, batch.kv_L[l], a.attention.rows(tokens), x_mid);
-    rmsnorm(context, x_mid, block.ffn_norm->value, shape_.norm_eps, rows(a.h_TD), rows(a.inv_T));
-    if (block.moe) {
-      block.moe->forward(context, rows(a.h_TD), x_mid, batch, groups, weights, a.moe, y);
-    } else {
-      block.dense->forward(context, rows(a.h_TD), x_mid, a.dense.rows(tokens), y);
-    }
+    forward_block(context, l, batch, groups, weights, saved);
   }
   rmsnorm(context, rows(saved.x_LTD.back()), parameters_.get("final_norm").value, shape_.norm_eps,
           rows(saved.h_TD), rows(saved.inv_T));
+}
+
+void Transformer::forward_block(Context& context, size_t layer, const Batch& batch,
+                                const TokenGroups& groups, const BalanceWeights& weights,
+                                Activations& saved) const {
+  const int64_t tokens = batch.tokens();
+  auto rows = [&](AnyView view) { return view.rows(0, tokens); };
+  const Block& block = blocks_[layer];
+  BlockActivations& a = saved.blocks[layer];
+  const AnyView x = rows(saved.x_LTD[layer]);
+  const AnyView x_mid = rows(a.x_mid_TD);
+  const AnyView y = rows(saved.x_LTD[layer + 1]);
+  block.attention.forward(context, x, batch, batch.kv_L[layer], a.attention.rows(tokens), x_mid);
+  rmsnorm(context, x_mid, block.ffn_norm->value, shape_.norm_eps, rows(a.h_TD), rows(a.inv_T));
+  if (block.moe) {
+    block.moe->forward(context, rows(a.h_TD), x_mid, batch, groups, weights, a.moe, y);
+  } else {
+    block.dense->forward(context, rows(a.h_TD), x_mid, a.dense.rows(tokens), y);
+  }
 }
 
 void Transformer::backward(Context& context, const Batch& batch, const TokenGroups& groups,

@@ -55,6 +55,9 @@ class Transformer {
   // gradients only.
   void forward(Context& context, const Batch& batch, const TokenGroups& groups,
                const BalanceWeights& weights, Activations& saved) const;
+  // One block of it: from the rows of saved.x_LTD[layer] to those of saved.x_LTD[layer + 1].
+  void forward_block(Context& context, size_t layer, const Batch& batch, const TokenGroups& groups,
+                     const BalanceWeights& weights, Activations& saved) const;
 
   // From dh_TD (overwritten) to the gradient of every weight but the head's.
   void backward(Context& context, const Batch& batch, const TokenGroups& groups,
