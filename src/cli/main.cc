@@ -26,7 +26,8 @@ constexpr Command kCommands[] = {
     {"plan", "the best model for a budget, from a fitted law", attach_plan},
     {"bench", "this machine's peaks and each operator's share of them", attach_bench},
     {"export", "checkpoints to and from safetensors", attach_export},
-    {"quantize", "a checkpoint's weights as 8- or 4-bit codes, to be served", attach_quantize},
+    {"quantize", "a checkpoint's weights as 8- or 4-bit codes, to be served", attach_quantize,
+     true},
     {"help", "the YAML reference: every key, its default and meaning", attach_help},
 };
 
