@@ -25,6 +25,7 @@ Action attach_data(CLI::App& app);
 Action attach_train(CLI::App& app);
 Action attach_eval(CLI::App& app);
 Action attach_generate(CLI::App& app);
+Action attach_serve(CLI::App& app);
 Action attach_parity(CLI::App& app);
 Action attach_sweep(CLI::App& app);
 Action attach_fit(CLI::App& app);

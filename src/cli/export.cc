@@ -1,10 +1,13 @@
-// `degu export`: a checkpoint's weights as a safetensors file, and back with --import.
+// `degu export`: a checkpoint's weights as a safetensors file, and back with --import; its
+// tokenizer as the transformers package reads it.
 #include <cstdio>
 #include <nlohmann/json.hpp>
 #include <string>
 
 #include "base/log.h"
 #include "cli/command.h"
+#include "cli/loaded_model.h"
+#include "data/tokenizer_export.h"
 #include "io/checkpoint.h"
 #include "io/exchange.h"
 
@@ -15,17 +18,39 @@ struct Options {
   std::string checkpoint;
   std::string import_from;
   std::string out;
+  std::string tokenizer_folder;
   std::string dtype = "stored";
   ExportOptions exported;
   ImportOptions imported;
   bool json = false;
 };
 
+ExitCode run_export_tokenizer(const Options& options) {
+  const LoadedModel model(options.checkpoint);  // the weights stay where they are
+  export_tokenizer(model.tokenizer, model.config.data.sequence_length, options.tokenizer_folder);
+  if (options.json) {
+    const nlohmann::json line = {{"out", options.tokenizer_folder},
+                                 {"pieces", model.tokenizer.vocab_size()}};
+    std::printf("%s\n", line.dump().c_str());
+  } else {
+    std::printf("%s: a tokenizer of %d pieces\n", options.tokenizer_folder.c_str(),
+                model.tokenizer.vocab_size());
+  }
+  return ExitCode::kDone;
+}
+
 ExitCode run_export(Options options) {
   const bool importing = !options.import_from.empty();
   if (importing == !options.checkpoint.empty()) {
     throw ConfigError("degu export: give either a checkpoint or --import FILE");
   }
+  if (!options.tokenizer_folder.empty()) {
+    if (importing || !options.out.empty()) {
+      throw ConfigError("degu export: --tokenizer-to stands alone with a checkpoint");
+    }
+    return run_export_tokenizer(options);
+  }
+  if (options.out.empty()) throw ConfigError("degu export: give --out, or --tokenizer-to FOLDER");
   const std::string& from = importing ? options.import_from : options.checkpoint;
   ExchangeSummary summary;
   if (importing) {
@@ -65,8 +90,10 @@ Action attach_export(CLI::App& app) {
   auto options = std::make_shared<Options>();
   app.add_option("CHECKPOINT", options->checkpoint,
                  "a checkpoint, or a folder of them (the last is taken)");
-  app.add_option("--out", options->out, "file to write; with --import the checkpoint's folder")
-      ->required();
+  app.add_option("--out", options->out, "file to write; with --import the checkpoint's folder");
+  app.add_option("--tokenizer-to", options->tokenizer_folder,
+                 "write the tokenizer alone into this folder, as AutoTokenizer of the transformers "
+                 "package reads it");
   app.add_option("--dtype", options->dtype, "weights as fp32, bf16 or as they are stored")
       ->check(CLI::IsMember({"stored", "fp32", "bf16"}));
   app.add_flag("--all", options->exported.everything,

@@ -20,6 +20,7 @@ constexpr Command kCommands[] = {
     {"train", "train one model", attach_train, true},
     {"eval", "validation loss of a checkpoint", attach_eval, true},
     {"generate", "text from a checkpoint", attach_generate, true},
+    {"serve", "an OpenAI-compatible HTTP server over a checkpoint", attach_serve, true},
     {"parity", "whether training, prefill and decode compute the same bits", attach_parity, true},
     {"sweep", "train a grid of models for a scaling law", attach_sweep, true},
     {"fit", "fit a scaling law to a table of runs", attach_fit},

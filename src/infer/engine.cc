@@ -214,6 +214,11 @@ void Engine::start() {
 void Engine::loop() {
   while (true) {
     if (step()) continue;
+    if (!counted_.failure.empty()) {  // those that came while the pass failed
+      take_commands();
+      fail_all(counted_.failure);
+      return;
+    }
     std::unique_lock lock(mutex_);
     if (stopping_) return;
     if (submitted_.empty() && cancelled_.empty()) {
@@ -223,12 +228,14 @@ void Engine::loop() {
   }
 }
 
+void Engine::request_stop() {
+  const std::lock_guard lock(mutex_);
+  closed_ = stopping_ = true;
+  wake_.notify_all();
+}
+
 void Engine::stop() {
-  {
-    const std::lock_guard lock(mutex_);
-    closed_ = stopping_ = true;
-    wake_.notify_all();
-  }
+  request_stop();
   if (thread_.joinable()) thread_.join();
   take_commands();
   for (auto& [id, live] : live_) {
@@ -312,7 +319,7 @@ bool Engine::step() {
 }
 
 void Engine::fail_all(const std::string& reason) {
-  log_error("serving: a pass failed: {}", reason);
+  if (counted_.failure.empty()) log_error("serving: a pass failed: {}", reason);
   counted_.failure = reason;
   for (auto& [id, live] : live_) {
     if (!live->finish) end(*live, FinishReason::kFailed, reason);
@@ -538,6 +545,7 @@ void Engine::count_pass(const std::vector<LanePlan>& plans, const std::vector<Pa
                         double seconds) {
   ++counted_.passes;
   counted_.pass_seconds += seconds;
+  counted_.exchange_seconds += outputs.front().exchange_seconds;
   int64_t rows = 0;
   bool decode_only = true;
   for (const LanePlan& plan : plans) {

@@ -70,7 +70,8 @@ struct EngineStats {
   std::vector<std::vector<int64_t>> load_LE;  // rows per MoE layer and expert
   double distinct_experts = 0;                // per MoE layer, mean over passes
   double pass_seconds = 0;                    // in passes, all together
-  std::string failure;  // why no pass can run any more; empty while all is well
+  double exchange_seconds = 0;  // of these, this rank's exchanges of tokens with other ranks
+  std::string failure;          // why no pass can run any more; empty while all is well
 };
 
 class Engine {
@@ -94,6 +95,10 @@ class Engine {
   // One pass; false when there is nothing to do.
   bool step();
   void start();
+  // The same on the calling thread (MPI wants its first one): passes until `request_stop` or until
+  // a pass fails; then `stop`.
+  void run() { loop(); }
+  void request_stop();
   void stop();  // ends all requests (kCancelled) and the thread
   void
   drain();  // takes no more requests; returns when all are finished (start must have been called)

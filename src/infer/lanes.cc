@@ -107,6 +107,7 @@ std::vector<PassOutput> GroupLanes::run(std::span<const PassPlan> plans) {
   std::vector<PassOutput> outputs(plans.size());
   int64_t logit_row = 0;
   int64_t row = 0;
+  outputs.front().exchange_seconds = own.exchange_seconds;
   for (size_t i = 0; i < plans.size(); ++i) {
     outputs[i].logit_RV = logit_RV_.rows(logit_row, plans[i].logit_rows()).as<float>();
     for (size_t l = 0; l < own.expert_LTK.size(); ++l) {

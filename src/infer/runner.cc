@@ -205,6 +205,7 @@ PassOutput ModelRunner::run(const PassPlan& plan) {
   for (const BlockActivations& block : activations_.blocks) {
     if (!block.moe.router.expert_TK) continue;
     out.expert_LTK.push_back(block.moe.router.expert_TK.rows(0, batch.tokens()));
+    out.exchange_seconds += block.moe.dispatch.exchange_seconds;
   }
   return out;
 }

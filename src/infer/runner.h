@@ -44,6 +44,7 @@ PassPlan decode_plan(std::string_view bytes);
 struct PassOutput {
   View<float> logit_RV;             // the wanted rows, in the plan's order
   std::vector<AnyView> expert_LTK;  // int32 experts of every row, one view per MoE layer
+  double exchange_seconds = 0;      // in which tokens travelled to experts on other ranks and back
 };
 
 struct PassLimits {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "base/timer.h"
 #include "kernels/api/permute.h"
 
 namespace degu {
@@ -10,6 +11,14 @@ namespace {
 
 size_t at(int64_t i) {
   return static_cast<size_t>(i);
+}
+
+// all_to_all_rows, its time added to `seconds`.
+void exchange(Communicator& group, Context& context, AnyView send, Counts send_rows, AnyView recv,
+              Counts recv_rows, double& seconds) {
+  const Timer timer;
+  group.all_to_all_rows(context, send, send_rows, recv, recv_rows).wait();
+  seconds += timer.seconds();
 }
 
 }  // namespace
@@ -80,8 +89,9 @@ void Dispatch::plan(Context& context, AnyView expert_TK, int64_t capacity,
     counts_PeU = sent_EU;
   } else {
     const std::vector<int64_t> one(at(ranks_), 1);
-    group_->all_to_all_rows(context, View<int64_t>(sent_EU.data(), {ranks_, per_rank}), one,
-                            View<int64_t>(counts_PeU.data(), {ranks_, per_rank}), one);
+    state.exchange_seconds = 0;
+    exchange(*group_, context, View<int64_t>(sent_EU.data(), {ranks_, per_rank}), one,
+             View<int64_t>(counts_PeU.data(), {ranks_, per_rank}), one, state.exchange_seconds);
   }
   for (int64_t p = 0; p < ranks_; ++p) {
     auto total = [&](const std::vector<int64_t>& counts) {
@@ -136,7 +146,8 @@ void Dispatch::to_experts(Context& context, AnyView sent_RD, const DispatchState
   const ScratchScope scope(context.scratch());
   const AnyView arrived =
       context.scratch().take(sent_RD.dtype, {std::max<int64_t>(state.rows, 1), sent_RD.dim(1)});
-  group_->all_to_all_rows(context, sent_RD, state.send_rows, arrived, state.recv_rows);
+  exchange(*group_, context, sent_RD, state.send_rows, arrived, state.recv_rows,
+           state.exchange_seconds);
   gather_rows(context, arrived, state.order_R.rows(0, state.rows), expert_RD.rows(0, state.rows));
 }
 
@@ -150,7 +161,8 @@ void Dispatch::to_tokens(Context& context, AnyView expert_RD, const DispatchStat
   const AnyView leaving =
       context.scratch().take(expert_RD.dtype, {std::max<int64_t>(state.rows, 1), expert_RD.dim(1)});
   gather_rows(context, expert_RD, state.place_R.rows(0, state.rows), leaving.rows(0, state.rows));
-  group_->all_to_all_rows(context, leaving, state.recv_rows, sent_RD, state.send_rows);
+  exchange(*group_, context, leaving, state.recv_rows, sent_RD, state.send_rows,
+           state.exchange_seconds);
 }
 
 }  // namespace degu

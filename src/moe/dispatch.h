@@ -31,6 +31,8 @@ struct DispatchState {
   std::vector<int64_t> unit_offsets;          // UnitSegments of the experts here
   int64_t rows = 0;                           // on this rank's experts
   int64_t slots = 1, units = 1;
+  // In which rows travelled between ranks since `plan` began, the wait for slower ranks included.
+  mutable double exchange_seconds = 0;
 
   RowGroups groups() const { return {expert_offsets}; }
   UnitSegments segments() const {

@@ -4,43 +4,15 @@
 #include <thread>
 
 #include "comm/thread_comm.h"
-#include "tests/infer/small_models.h"
+#include "tests/infer/small_bench.h"
 #include "tests/infer/small_tokenizer.h"
 
 namespace degu {
 namespace {
 
-using testing::small_shape;
+using testing::Bench;
+using testing::shape_for_text;
 using testing::small_tokenizer;
-
-ModelShape shape_for_text() {
-  ModelShape shape = small_shape();
-  shape.vocab = 300;
-  return shape;
-}
-
-// A model with random weights and everything an engine needs.
-struct Bench {
-  Context context{ContextOptions{.threads = 2}};
-  ParameterSet parameters;
-  Transformer model;
-  ModelRunner runner;
-  LocalLane lane;
-
-  explicit Bench(int32_t pages, PassLimits limits = {.rows = 48, .logit_rows = 40},
-                 const ModelShape& shape = shape_for_text(), uint64_t seed = 7)
-      : parameters(context, shape, DType::kBF16, {0, shape.moe.experts}, false),
-        model(filled(seed), nullptr, false),
-        runner(context, parameters, model, limits, DType::kBF16, pages),
-        lane(context, runner) {}
-
- private:
-  ParameterSet& filled(uint64_t seed) {
-    parameters.initialise(context, seed);
-    parameters.pack(context);
-    return parameters;
-  }
-};
 
 // What came of a request, put together from its events.
 struct Answer {
