@@ -125,7 +125,8 @@ ExitCode serve(const ServeArguments& a) {
     const Ender ender(server, engine, a.drain_seconds);
     engine.run();  // on this thread: MPI's calls belong to it
   }
-  const std::string failure = engine.stats().failure;
+  std::string failure = engine.stats().failure;
+  if (failure.empty()) failure = server.failure();
   if (!failure.empty()) {
     // Whoever watches /ready is told before the port closes.
     server.fail(failure);

@@ -167,7 +167,7 @@ struct Server::Impl {
   ApiContext context;
   int top_k;
   ApiKeys keys;
-  ServerMetrics metrics;
+  std::shared_ptr<ServerMetrics> metrics;
   Admission admission;
   int64_t created = std::time(nullptr);
   RandomStream entropy;
@@ -198,8 +198,9 @@ Server::Impl::Answer::Answer(Impl& server, ApiCall call, const std::string& id)
       request.deadline = deadline;
       auto seen = std::make_shared<ServerMetrics::Seen>();
       seen->uses_prefix_cache = reuses;
-      EventSink sink = [&metrics = server.metrics, seen, next = queue_.sink()](Event&& event) {
-        metrics.saw_event(*seen, event);
+      // The engine may still tell of a cancelled answer when the server is gone.
+      EventSink sink = [metrics = server.metrics, seen, next = queue_.sink()](Event&& event) {
+        metrics->saw_event(*seen, event);
         next(std::move(event));
       };
       running_.emplace(server_.engine.submit(std::move(request), std::move(sink)), i);
@@ -245,7 +246,7 @@ void Server::Impl::Answer::whole(const HttpConnection* client, HttpResponse& res
   while (writer_.open() > 0) {
     auto event = next(client);
     if (!event) {
-      server_.metrics.count_vanished();
+      server_.metrics->count_vanished();
       // Nobody reads this; it says what happened in the count of answers.
       throw ApiError(499, "client_error", "client_left", "the client left");
     }
@@ -280,7 +281,7 @@ bool Server::Impl::Answer::stream(const HttpConnection* client, httplib::DataSin
       return true;
     }
   }
-  server_.metrics.count_vanished();
+  server_.metrics->count_vanished();
   return false;
 }
 
@@ -292,7 +293,8 @@ Server::Impl::Impl(Engine& e, const Tokenizer& tokenizer, int64_t vocab, int exp
       options(o),
       top_k(experts_per_token),
       keys(o.api_keys),
-      metrics({.model = o.model, .price_per_hour = o.price_per_hour}),
+      metrics(std::make_shared<ServerMetrics>(
+          ServerMetrics::Options{.model = o.model, .price_per_hour = o.price_per_hour})),
       admission(o.limits.concurrent),
       entropy((uint64_t{std::random_device()()} << 32) ^ std::random_device()(), "unseeded"),
       http(options.limits, [](HttpRequest& request) {
@@ -358,7 +360,8 @@ void Server::Impl::add_routes() {
     const ServerMetrics::Gauges gauges{.in_flight = admission.inside(),
                                        .connections = http.connections(),
                                        .ready = not_ready().empty()};
-    r.set_content(metrics.text(engine.stats(), gauges), "text/plain; version=0.0.4; charset=utf-8");
+    r.set_content(metrics->text(engine.stats(), gauges),
+                  "text/plain; version=0.0.4; charset=utf-8");
   });
   http.Get("/v1/models", [this](const HttpRequest& q, HttpResponse& r) { models(q, r); });
   http.Get("/v1/models/.*", [this](const HttpRequest& q, HttpResponse& r) { models(q, r); });
@@ -461,7 +464,7 @@ httplib::Server::HandlerResponse Server::Impl::before_routing(const HttpRequest&
 
 void Server::Impl::after_routing(const HttpRequest& request, HttpResponse& response) {
   const Endpoint* endpoint = find_endpoint(request.path);
-  metrics.count_http(endpoint == nullptr ? "other" : endpoint->path, response.status);
+  metrics->count_http(endpoint == nullptr ? "other" : endpoint->path, response.status);
 }
 
 std::string Server::Impl::read_body(const httplib::ContentReader& reader) const {
@@ -581,11 +584,18 @@ Server::~Server() {
 int Server::start() {
   const int port = impl_->http.bind(impl_->options.host, impl_->options.port);
   impl_->listener = std::thread([impl = impl_.get()] {
-    if (!impl->http.listen_after_bind()) {
+    impl->http.listen_after_bind();
+    if (impl->draining) return;
+    {
       const std::lock_guard lock(impl->mutex);
-      if (!impl->draining) impl->failure = "the server can no longer accept connections";
+      impl->failure = "connections can no longer be accepted";
     }
+    impl->engine.request_stop();
   });
+  // Until then `stop` would find nothing to stop.
+  while (!impl_->http.is_running() && failure().empty()) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
   return port;
 }
 
@@ -609,6 +619,11 @@ void Server::stop() {
 void Server::fail(const std::string& reason) {
   const std::lock_guard lock(impl_->mutex);
   impl_->failure = reason;
+}
+
+std::string Server::failure() const {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->failure;
 }
 
 int Server::in_flight() const {

@@ -56,7 +56,8 @@ class Server {
   void stop();
   // /ready fails with this from now on.
   void fail(const std::string& reason);
-  int in_flight() const;  // requests accepted and not answered completely
+  std::string failure() const;  // empty while all is well
+  int in_flight() const;        // requests accepted and not answered completely
 
  private:
   struct Impl;
