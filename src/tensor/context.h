@@ -54,7 +54,8 @@ class Context {
 
   // Calls task(i, thread) for i in [0, tasks), each once, on threads [0, threads()); returns when
   // all are done. Thread t takes the contiguous run of tasks t, so neighbours share caches and
-  // streams stay contiguous. An exception thrown by a task is rethrown here.
+  // streams stay contiguous; the run of a thread that is late is taken by another. An exception
+  // thrown by a task is rethrown here.
   void parallel_for(int64_t tasks, TaskRef task);
   // The same with tasks taken one at a time from a shared counter: for tasks of unequal cost.
   void parallel_dynamic(int64_t tasks, TaskRef task);
