@@ -38,7 +38,7 @@ def completion(client: openai.OpenAI, model: str) -> None:
 
 @check
 def cached_tokens(client: openai.OpenAI, model: str) -> None:
-    prompt = "the quick brown fox " * 30
+    prompt = "the quick brown fox " * 9
     usages = [client.completions.create(model=model, prompt=prompt, max_tokens=1).usage for _ in range(2)]
     assert usages[1].prompt_tokens_details.cached_tokens > 0, usages
 
@@ -79,7 +79,7 @@ def chat(client: openai.OpenAI, model: str) -> None:
 
 @check
 def stop_and_bias(client: openai.OpenAI, model: str) -> None:
-    answer = client.completions.create(model=model, prompt="The ", max_tokens=200, stop=["e"], seed=1)
+    answer = client.completions.create(model=model, prompt="The ", max_tokens=60, stop=["e"], seed=1)
     assert "e" not in answer.choices[0].text
     biased = client.completions.create(model=model, prompt="The ", max_tokens=3, logit_bias={"70": 100}, logprobs=0)
     assert len(set(biased.choices[0].logprobs.tokens)) == 1

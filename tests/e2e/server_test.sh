@@ -72,6 +72,7 @@ for ranks in 1 2; do
   else
     end TERM 0
   fi
+done
 start "$degu" serve "$work/run" --price-per-hour 1
 
 # The page, where there is a browser.
