@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
 # From nothing to a planned and trained model: corpus, tokenizer, a sweep of dense and Mixture-of-Experts
-# models with mpirun, scaling laws, plots, a plan, the planned model's training, and how good the prediction was.
+# models with mpirun, scaling laws, plots, a plan, the planned model's training, how good the prediction was, and
+# what serving it costs: as INT8 with the bits of its training forward, a sample, quality against cost.
 #
-#   scripts/quickstart.sh [--scale s] [--out DIR] [--corpus DIR] [--ranks n] [--degu BINARY]
+#   scripts/quickstart.sh [--scale s] [--out DIR] [--corpus DIR] [--ranks n] [--price p] [--degu BINARY]
 #
 #   --scale s       multiplies all training budgets (default 1: about 12 minutes on two cores once
 #                   packages and build are there)
 #   --out DIR       default runs/quickstart, with --scale runs/quickstart-s
 #   --corpus DIR    text to use instead of fetching some: whatever degu data prepare takes
 #   --ranks n       MPI ranks, one thread each (default: the cores, as a power of two)
+#   --price p       of this machine per hour, for the cost of serving (default 0.1, in any currency)
 #   --degu BINARY   use this one; nothing is installed or built
 #
 # Run again, it goes on where it stopped, or says that all is done. Exit codes are degu's (docs/cli.md).
@@ -16,15 +18,16 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 cd "$DEGU_ROOT"
 
-scale=1 out="" corpus="" ranks="" degu=""
+scale=1 out="" corpus="" ranks="" price=0.1 degu=""
 while (($#)); do
   case "$1" in
     --scale) scale="${2:?--scale needs a number}"; shift 2 ;;
     --out) out="${2:?--out needs a folder}"; shift 2 ;;
     --corpus) corpus="${2:?--corpus needs a folder or file}"; shift 2 ;;
     --ranks) ranks="${2:?--ranks needs a number}"; shift 2 ;;
+    --price) price="${2:?--price needs a number}"; shift 2 ;;
     --degu) degu="${2:?--degu needs a path}"; shift 2 ;;
-    -h | --help) sed -n '2,15s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+    -h | --help) sed -n '2,17s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
     *) echo "quickstart: unknown option $1 (--help lists them)" >&2; exit 2 ;;
   esac
 done
@@ -41,7 +44,7 @@ python=/usr/bin/python3
 
 begun=$SECONDS
 step_number=0
-steps=9
+steps=11
 worked=0
 heading() {
   step_number=$((step_number + 1))
@@ -169,6 +172,37 @@ fi
 if ! fresh "$out/plots/losses.png" "$planned/metrics.jsonl"; then
   "$python" scripts/plot_training.py "$planned" --out "$out/plots"
   made "$out/plots/losses.png" "$planned/metrics.jsonl"
+fi
+
+heading "serving: INT8, parity, a sample"
+serve="$out/serve"
+mkdir -p "$serve"
+# served TARGET COMMAND…: the command's standard output is TARGET, made anew when the model is another.
+served() {
+  local target="$1"
+  shift
+  if fresh "$target" "$planned/result.json"; then
+    echo "$target is there"
+    return
+  fi
+  rm -f "$target" "$target.from"
+  "$@" >"$target.partial"
+  mv "$target.partial" "$target"
+  made "$target" "$planned/result.json"
+}
+served "$serve/quantize.json" "$degu" quantize "$planned" --scheme w8a8 --out "$serve/int8" --json
+served "$serve/parity.json" "$degu" parity "$serve/int8" --rounds 1 --json
+served "$serve/sample.json" "$degu" generate "$serve/int8" --prompt "The " --max-tokens 60 --temperature 0.8 --seed 1 --json
+
+heading "profile: quality, latency and cost of serving"
+served "$serve/table.txt" "$degu" profile "$planned" --levels bf16,int8,int4,speculative --batch 1,4,16 \
+  --data "$out/data" --price-per-hour "$price" --priority cost --out "$serve"
+cat "$serve/table.txt"
+if fresh "$out/plots/frontier.png" "$serve/profile.json" scripts/plot_frontier.py; then
+  echo "$out/plots/frontier.png is there"
+else
+  "$python" scripts/plot_frontier.py "$serve/profile.json" --out "$out/plots"
+  made "$out/plots/frontier.png" "$serve/profile.json" scripts/plot_frontier.py
 fi
 
 heading "what was learned"

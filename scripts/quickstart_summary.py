@@ -29,6 +29,29 @@ def count(value: float) -> str:
     return f"{value:.3g}"
 
 
+def serving_lines(out: pathlib.Path) -> list[str]:
+    """What serving the planned model showed."""
+    serve = out / "serve"
+    parity, sample, profile = (load(serve / name) for name in ("parity.json", "sample.json", "profile.json"))
+    lines = [f"served as INT8: {parity['comparisons']} comparisons with the training forward, "
+             f"{parity['mismatches']} mismatches"]
+    for level in profile["levels"]:
+        quality, last = level["quality"], level["batches"][-1]
+        change = quality.get("perplexity_change")
+        against = (f" ({100 * change['value']:+.2f} % [{100 * change['interval'][0]:+.2f}, "
+                   f"{100 * change['interval'][1]:+.2f}] perplexity)"
+                   if change and "same_bits_as" not in level else "")
+        lines.append(f"  {level['level']:<18} {level['memory_bytes']['weights'] / 2**20:.2f} MiB, "
+                     f"{quality['bits_per_byte']['value']:.4f} bits per byte{against}, "
+                     f"{last['decode_tokens_per_second']:.0f} tokens/s in batches of {last['batch']}, "
+                     f"{last['cost_per_million_output_tokens']:.3g} per million")
+    for priority, choice in profile["recommended"].items():
+        lines.append(f"  for {priority}: {choice['name']}, {choice['batch']} at once ({choice['rule']})")
+    text = " ".join(sample["answers"][0]["text"].split())
+    lines.append(f"  it writes: The {text[:160]}")
+    return lines
+
+
 def main() -> None:
     out, planned = map(pathlib.Path, sys.argv[1:3])
     runs = read_runs(out / "sweep", {})
@@ -65,8 +88,10 @@ def main() -> None:
           f"{result['validation']['bits_per_byte']:.3f} bits per byte, {result['tokens_per_second']:.0f} tokens/s")
     for warning in plan["warnings"] + experts["warnings"]:
         print(f"  warning: {warning}")
+    for line in serving_lines(out):
+        print(line)
     print(f"files: {out}/sweep/runs.csv, {out}/fit_*.json, {out}/plots/*.png and .pdf, {out}/planned.yaml, "
-          f"{planned}")
+          f"{planned}, {out}/serve/profile.json")
 
 
 if __name__ == "__main__":

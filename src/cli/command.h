@@ -26,6 +26,7 @@ Action attach_train(CLI::App& app);
 Action attach_eval(CLI::App& app);
 Action attach_generate(CLI::App& app);
 Action attach_serve(CLI::App& app);
+Action attach_chat(CLI::App& app);
 Action attach_parity(CLI::App& app);
 Action attach_sweep(CLI::App& app);
 Action attach_fit(CLI::App& app);
@@ -33,6 +34,7 @@ Action attach_plan(CLI::App& app);
 Action attach_bench(CLI::App& app);
 Action attach_export(CLI::App& app);
 Action attach_quantize(CLI::App& app);
+Action attach_profile(CLI::App& app);
 Action attach_help(CLI::App& app);
 
 }  // namespace degu

@@ -11,12 +11,42 @@ rm -rf "$work"
 mkdir -p "$work"
 
 "$repo/scripts/quickstart.sh" --scale "$scale" --out "$work" --degu "$degu"
-for pattern in sweep/runs.csv 'fit_*.json' planned.yaml plan.json 'plots/*.png' 'planned-*/result.json' comparison.json; do
+for pattern in sweep/runs.csv 'fit_*.json' planned.yaml plan.json 'plots/*.png' 'planned-*/result.json' comparison.json \
+  serve/int8/manifest.json serve/table.txt plots/frontier.png plots/frontier.pdf; do
   compgen -G "$work/$pattern" >/dev/null || { echo "e2e: the quickstart left no $pattern"; exit 1; }
 done
 runs="$(($(wc -l <"$work/sweep/runs.csv") - 1))"
 ((runs >= 20)) || { echo "e2e: $runs runs in the sweep, at least 20 were promised"; exit 1; }
 "$degu" info "$work/planned.yaml" >/dev/null
+# Served with the bits of its training forward; every level profiled, with quality, speed and cost.
+/usr/bin/python3 - "$work/serve" <<'PY'
+import json
+import math
+import pathlib
+import sys
+
+serve = pathlib.Path(sys.argv[1])
+parity, sample, profile = (json.loads((serve / name).read_text()) for name in ("parity.json", "sample.json", "profile.json"))
+assert parity["mismatches"] == 0 and parity["comparisons"] > 1000, parity
+assert sample["answers"][0]["usage"]["completion_tokens"] > 0, sample
+levels = {level["level"]: level for level in profile["levels"]}
+assert list(levels) == ["bf16", "int8", "int4", "int8+speculative"], list(levels)
+for name, level in levels.items():
+    assert [b["batch"] for b in level["batches"]] == [1, 4, 16], name
+    assert 0 < level["quality"]["bits_per_byte"]["value"] < 16, name
+    for b in level["batches"]:
+        numbers = [b["decode_tokens_per_second"], b["prefill_tokens_per_second"], b["ttft_seconds"]["p95"],
+                   b["itl_seconds"]["p99"], b["cost_per_million_output_tokens"], b["bandwidth"]["share"],
+                   b["compute"]["prefill_share"]]
+        assert all(math.isfinite(n) and n > 0 for n in numbers), (name, b)
+weights = {name: level["memory_bytes"]["weights"] for name, level in levels.items()}
+assert weights["int4"] < weights["int8"] < weights["bf16"], weights
+assert levels["int8+speculative"]["quality"] == levels["int8"]["quality"]
+assert len(profile["frontier"]) == 12 and not all(p["dominated"] for p in profile["frontier"])
+assert set(profile["recommended"]) == {"quality", "latency", "cost"}
+for name in ("frontier.png", "frontier.pdf"):
+    assert (serve.parent / "plots" / name).stat().st_size > 10000, name
+PY
 
 before="$(cd "$work" && find . -type f -name '*.json' -exec sha256sum {} + | sort)"
 "$repo/scripts/quickstart.sh" --scale "$scale" --out "$work" --degu "$degu" | tee "$work/again.txt"
