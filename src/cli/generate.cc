@@ -163,7 +163,9 @@ ExitCode generate(const GenerateArguments& a) {
   const EngineStats stats = engine.stats();
   if (!a.routes.empty()) write_routes(a.routes, answers, setup.lanes().shape().moe.top_k);
   if (a.json) {
-    nlohmann::json out = {{"answers", nlohmann::json::array()}, {"stats", to_json(stats, seconds)}};
+    nlohmann::json out = {{"answers", nlohmann::json::array()},
+                          {"stats", to_json(stats, seconds)},
+                          {"memory", memory_json(setup.memory(), job.context())}};
     for (size_t i = 0; i < prompts.size(); ++i) {
       out["answers"].push_back(to_json(prompts[i], answers[i], a));
     }

@@ -11,6 +11,7 @@
 
 #include "base/log.h"
 #include "cli/command.h"
+#include "cli/plan_serve.h"
 #include "config/yaml.h"
 #include "io/atomic_file.h"
 #include "scaling/fit/fit_json.h"
@@ -32,6 +33,7 @@ struct PlanCommand {
   double inference_cost = 1, memory = 0, serve_memory = 0, extrapolation = 10, grow = 8;
   std::vector<int> experts;
   std::vector<std::string> overrides;
+  PlanServeArguments serve;
   bool json = false;
 };
 
@@ -416,6 +418,13 @@ ExitCode compare(const PlanCommand& command) {
 
 ExitCode run_plan(const PlanCommand& command) {
   if (!command.compare.empty()) return compare(command);
+  if (!command.serve.model.empty()) {
+    PlanServeArguments serve = command.serve;
+    serve.memory = command.serve_memory;
+    serve.overrides = command.overrides;
+    serve.json = command.json;
+    return plan_serve(serve);
+  }
   if (command.fit.empty() == command.law.empty())
     throw ConfigError(
         "plan needs one of --fit FIT.json (from `degu fit --out`) and --law NAME "
@@ -468,6 +477,7 @@ Action attach_plan(CLI::App& app) {
       ->capture_default_str();
   app.add_option("--out", c.out, "write the planned run's YAML");
   app.add_option("--json-out", c.json_out, "write the plan as JSON, for --compare");
+  add_plan_serve_options(app, c.serve);
   app.add_option("--compare", c.compare, "a plan's JSON: compare its prediction with --measured");
   app.add_option("--measured", c.measured, "a loss, a run's folder or its result.json");
   app.add_flag("--json", c.json, "print one JSON object");

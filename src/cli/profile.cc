@@ -17,6 +17,7 @@
 #include "cli/kernel_bench.h"
 #include "cli/profile_levels.h"
 #include "cli/profile_report.h"
+#include "infer/memory_plan.h"
 #include "io/atomic_file.h"
 #include "shape/accounting.h"
 

@@ -1,9 +1,6 @@
 #include "cli/profile_measure.h"
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <fstream>
 #include <iterator>
 
 #include "infer/cost.h"
@@ -252,13 +249,6 @@ BatchProfile profile_batch(Job& job, ServingSetup& setup, LimitProbe& probe,
   out.prefill_compute_share = out.prefill_flops / peak_flops;
   out.decode_compute_share = out.decode_flops / peak_flops;
   return out;
-}
-
-size_t resident_bytes() {
-  std::ifstream file("/proc/self/statm");
-  size_t all = 0, resident = 0;
-  if (!(file >> all >> resident)) throw IoError("/proc/self/statm cannot be read");
-  return resident * static_cast<size_t>(sysconf(_SC_PAGESIZE));
 }
 
 }  // namespace degu

@@ -88,7 +88,4 @@ struct ProfileWorkload {
 BatchProfile profile_batch(Job& job, ServingSetup& setup, LimitProbe& probe,
                            const ProfileWorkload& workload, int64_t batch, double peak_flops);
 
-// Bytes of this process that are in memory.
-size_t resident_bytes();
-
 }  // namespace degu

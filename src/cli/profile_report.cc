@@ -76,6 +76,7 @@ Json json_of(const LevelProfile& level, const ProfileReport& report) {
                 {"cache", static_cast<size_t>(m.pages) * m.page},
                 {"cache_per_token", static_cast<double>(m.page) / kKvPageKeys},
                 {"workspace", m.workspace},
+                {"scratch", m.scratch},
                 {"draft", m.draft},
                 {"scratch_peak", level.scratch_peak},
                 {"predicted", m.total()},

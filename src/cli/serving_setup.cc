@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <fstream>
+#include <nlohmann/json.hpp>
 
 #include "base/log.h"
 #include "comm/agree.h"
 #include "data/utf8.h"
+#include "infer/memory_plan.h"
 
 namespace degu {
 namespace {
@@ -62,6 +64,18 @@ std::vector<int32_t> encode_prompt(const Tokenizer& tokenizer, const std::string
   return tokens;
 }
 
+nlohmann::ordered_json memory_json(const MemoryPlan& plan, Context& context) {
+  return {{"weights", plan.weights},
+          {"cache", static_cast<size_t>(plan.pages) * plan.page},
+          {"cache_per_token", static_cast<double>(plan.page) / kKvPageKeys},
+          {"workspace", plan.workspace},
+          {"scratch", plan.scratch},
+          {"draft", plan.draft},
+          {"predicted", plan.total()},
+          {"scratch_peak", context.scratch().peak()},
+          {"resident", resident_bytes()}};
+}
+
 struct ServingSetup::Draft {
   LoadedModel model;
   std::unique_ptr<ParameterSet> parameters;
@@ -109,6 +123,8 @@ ServingSetup::ServingSetup(Job& job, const std::string& checkpoint,
 void ServingSetup::plan_memory() {
   memory_.weights = model_.parameters->bytes();
   memory_.workspace = ModelRunner::workspace_bytes(*model_.parameters, *model_.model, limits_);
+  memory_.scratch =
+      scratch_bytes(job_.context().threads(), *model_.parameters, limits_, job_.world().size());
   memory_.page = KvMemory::bytes_per_page(job_.context(), model_.config.model, kv_type_);
   int64_t pages = kv_pages_for(arguments_.kv_tokens);
   if (arguments_.kv_tokens == 0) {
@@ -132,9 +148,12 @@ void ServingSetup::plan_memory() {
   }
   const auto mib = [](size_t bytes) { return static_cast<double>(bytes) / (1024.0 * 1024.0); };
   log_info(
-      "memory: weights {:.1f} MiB, workspace up to {:.1f}, cache {} tokens in {:.1f}, draft {:.1f}",
-      mib(memory_.weights), mib(memory_.workspace), pages * kKvPageKeys,
-      mib(static_cast<size_t>(pages) * memory_.page), mib(memory_.draft));
+      "memory: weights {:.1f} MiB, workspace up to {:.1f}, scratch up to {:.1f}, cache {} tokens "
+      "in "
+      "{:.1f}, draft {:.1f}; {:.1f} in all, {:.1f} in memory now",
+      mib(memory_.weights), mib(memory_.workspace), mib(memory_.scratch), pages * kKvPageKeys,
+      mib(static_cast<size_t>(pages) * memory_.page), mib(memory_.draft), mib(memory_.total()),
+      mib(resident_bytes()));
 }
 
 void ServingSetup::load_draft() {

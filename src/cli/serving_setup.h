@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 
 #include <memory>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 
 #include "cli/loaded_model.h"
@@ -33,11 +34,16 @@ void add_serving_options(CLI::App& app, ServingArguments& arguments);
 struct MemoryPlan {
   size_t weights = 0;
   size_t workspace = 0;  // activations and logits of one pass
+  size_t scratch = 0;    // a bound on what operators take besides (infer/memory_plan.h)
   size_t page = 0;       // one page, all layers
   int32_t pages = 0;
   size_t draft = 0;  // weights, workspace and pages of the draft model
-  size_t total() const { return weights + workspace + static_cast<size_t>(pages) * page + draft; }
+  size_t total() const {
+    return weights + workspace + scratch + static_cast<size_t>(pages) * page + draft;
+  }
 };
+// The plan beside what this process took so far: the most scratch, and all that is in memory.
+nlohmann::ordered_json memory_json(const MemoryPlan& plan, Context& context);
 
 // The prompt's tokens, BOS first when the tokenizer has one and `bos`. DataError for text that is
 // not UTF-8.

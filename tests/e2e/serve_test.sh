@@ -64,6 +64,57 @@ for line in lines[:-1]:
     assert [len(layer) for layer in line["experts"]] == [2, 2], line
 PY
 
+# What `plan --serve` says before anything is loaded is what serving then takes; scratch stays within its bound.
+for ranks in 1 2; do
+  run=("$degu")
+  ((ranks == 1)) || run=(mpirun -n "$ranks" "$degu")
+  "$degu" plan --serve "$work/run" --ranks "$ranks" --running 3 --json >"$work/plan.json"
+  "${run[@]}" generate "$work/run" --prompts "$work/prompts.txt" --max-tokens 50 --kv-tokens 384 --json >"$work/answer.json"
+  /usr/bin/python3 - "$work/plan.json" "$work/answer.json" <<'PY'
+import json
+import sys
+
+plan, answer = (json.load(open(path)) for path in sys.argv[1:])
+planned = plan["schemes"][0]["ranks"][0]
+memory = answer["memory"]
+for part in ("weights", "workspace", "cache", "cache_per_token"):
+    assert planned[part] == memory[part] > 0, (part, planned, memory)
+assert 0 < memory["scratch_peak"] <= memory["scratch"], memory
+assert memory["predicted"] == sum(memory[p] for p in ("weights", "workspace", "scratch", "cache", "draft")), memory
+assert memory["resident"] > memory["weights"], memory
+PY
+done
+"$degu" plan --serve "$work/run" --routes "$work/routes.jsonl" --ranks 2 --json | grep -q share_of_rows
+! "$degu" plan --serve "$work/run" --ranks 3 2>"$work/error.txt" || { echo "4 experts went over 3 ranks"; exit 1; }
+grep -q 'shared evenly' "$work/error.txt"
+
+# A conversation: forgotten means forgotten, and the end of input ends it.
+printf 'abc def\n/reset\nabc def\nabc def\n' | "$degu" chat "$work/run" --temperature 0 --max-tokens 6 >"$work/chat.txt" 2>/dev/null
+[[ $(grep -c '' "$work/chat.txt") -ge 3 ]]
+printf 'abc def\n/quit\nnever read\n' | "$degu" chat "$work/run" --temperature 0 --max-tokens 6 >"$work/short.txt" 2>/dev/null
+cat "$work/short.txt" "$work/short.txt" >"$work/twice.txt"
+cmp -n "$(stat -c %s "$work/twice.txt")" "$work/chat.txt" "$work/twice.txt" || { echo "after /reset the chat answers otherwise"; exit 1; }
+
+# Two ways to serve, profiled without data; the second profile finds the quantized weights of the first.
+profile=("$degu" profile "$work/run" --levels bf16,int8 --batch 1,2 --prompt-tokens 20 --max-tokens 4 --repetitions 1
+  --price-per-hour 2 --no-quality --out "$work/profile" --json)
+"${profile[@]}" >"$work/profile.json"
+"${profile[@]}" 2>"$work/log.txt" | cmp -n 20 - "$work/profile.json"
+grep -q 'is there' "$work/log.txt"
+/usr/bin/python3 - "$work/profile.json" <<'PY'
+import json
+import sys
+
+profile = json.load(open(sys.argv[1]))
+assert [level["level"] for level in profile["levels"]] == ["bf16", "int8"]
+for level in profile["levels"]:
+    assert "quality" not in level and [b["batch"] for b in level["batches"]] == [1, 2]
+    for b in level["batches"]:
+        # 2 an hour, whatever the speed
+        assert abs(b["cost_per_million_output_tokens"] * b["decode_tokens_per_second"] / 1e6 * 3600 - 2) < 1e-9, b
+assert "recommended" not in profile
+PY
+
 # Refused with one line and the usage code.
 code=0
 "$degu" generate "$work/run" --prompts "$work/prompts.txt" --top-p 3 >/dev/null 2>"$work/error.txt" || code=$?

@@ -1,0 +1,71 @@
+// Scratch memory is predicted before the first pass.
+#include "infer/memory_plan.h"
+
+#include <catch2/catch.hpp>
+
+#include <cstring>
+
+#include "compress/method.h"
+#include "tests/infer/small_models.h"
+
+namespace degu {
+namespace {
+
+using testing::ModelCase;
+using testing::serving_models;
+
+// Random values in the given scheme.
+void fill(Context& context, ParameterSet& parameters, Scheme scheme) {
+  ParameterSet values(context, parameters.shape(), parameters.activation(), parameters.experts(),
+                      false);
+  values.initialise(context, 3);
+  for (const auto& source : values.all()) {
+    Parameter& p = parameters.get(source->spec.name);
+    if (p.value) {
+      std::memcpy(p.value.data, source->value.data, source->value.bytes());
+    } else if (!scheme_info(scheme).quantized()) {
+      parameters.load(context, p, source->value);
+    } else {
+      const Shape& shape = p.spec.shape;
+      const Tensor codes(scheme_info(scheme).weight, code_shape(scheme, shape));
+      const Tensor scales(DType::kBF16, scale_shape(shape));
+      const QuantizedWeight weight{
+          .scheme = scheme, .shape = shape, .codes = codes, .scales = scales};
+      quantize_rtn(context, p.spec, source->value, weight);
+      parameters.load(context, p, weight);
+    }
+  }
+  parameters.pack(context);
+}
+
+TEST_CASE("no pass takes more scratch than predicted, and not much is predicted for nothing") {
+  for (const ModelCase& c : serving_models()) {
+    for (Scheme scheme : {Scheme::kFp32, Scheme::kBf16, Scheme::kW8A8, Scheme::kW4A16}) {
+      for (int threads : {1, 3}) {
+        INFO(c.name << ", " << scheme_info(scheme).name << ", " << threads << " threads");
+        Context context({.threads = threads, .scratch_bytes = size_t{1} << 30});
+        const DType type = scheme == Scheme::kFp32 ? DType::kF32 : DType::kBF16;
+        ParameterSet parameters(context, c.shape, type, {0, c.shape.moe.experts},
+                                [&](const ParameterSpec&) { return scheme; });
+        fill(context, parameters, scheme);
+        const Transformer model(parameters, nullptr, false);
+        const PassLimits limits{.rows = 512, .logit_rows = 512};
+        const size_t bound = scratch_bytes(threads, parameters, limits, 1);
+        ModelRunner runner(context, parameters, model, limits, type, 8);
+        const size_t before = context.scratch().peak();
+        PassPlan plan;
+        SequenceRows& rows = plan.sequences.emplace_back();
+        rows.tokens.assign(512, 5);
+        rows.pages = rows.fresh = {0, 1, 2, 3, 4, 5, 6, 7};
+        runner.run(plan);
+        const size_t peak = context.scratch().peak();
+        CHECK(before <= peak);
+        CHECK(peak <= bound);
+        CHECK(bound <= 3 * peak + static_cast<size_t>(threads) * (size_t{1} << 20));
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace degu
