@@ -9,6 +9,7 @@
 #include "io/safetensors.h"
 #include "train/compare.h"
 #include "train/gradient_probe.h"
+#include "train/replay.h"
 
 namespace degu {
 namespace {
@@ -23,6 +24,7 @@ struct EvalArguments {
   int threads = 0;
   std::string tokens;
   std::string gradients;
+  std::string replay;
   bool json = false;
 };
 
@@ -107,9 +109,34 @@ ExitCode compare(const EvalArguments& arguments, Job& job, const ComparedModel& 
   return ExitCode::kDone;
 }
 
+ExitCode replay_routes(const EvalArguments& arguments, Job& job, LoadedModel& loaded) {
+  if (job.world().size() > 1) throw ConfigError("--replay runs on one rank");
+  const std::vector<RecordedRoutes> texts = read_routes(arguments.replay, loaded.config.model);
+  loaded.load(job, 1);
+  const ReplayLoss r = replay_loss(job.context(), {*loaded.parameters, *loaded.model}, texts);
+  if (arguments.json) {
+    const nlohmann::ordered_json out = {{"checkpoint", loaded.folder},
+                                        {"routes", arguments.replay},
+                                        {"texts", r.texts},
+                                        {"tokens", r.tokens},
+                                        {"loss", r.loss},
+                                        {"replayed_loss", r.replayed_loss},
+                                        {"recorded_tokens", r.recorded},
+                                        {"rerouted_tokens", r.rerouted}};
+    fmt::print("{}\n", out.dump(2));
+    return ExitCode::kDone;
+  }
+  fmt::print(
+      "{} tokens of {} texts: loss {:.6f} with experts chosen anew, {:.6f} with the recorded "
+      "ones; {} of {} recorded tokens would go elsewhere\n",
+      r.tokens, r.texts, r.loss, r.replayed_loss, r.rerouted, r.recorded);
+  return ExitCode::kDone;
+}
+
 ExitCode eval(const EvalArguments& arguments) {
   Job job(arguments.threads);
   LoadedModel loaded(arguments.checkpoint);
+  if (!arguments.replay.empty()) return replay_routes(arguments, job, loaded);
   const std::string& folder = loaded.folder;
   RunConfig& config = loaded.config;
   if (!arguments.gradients.empty() || !arguments.tokens.empty()) {
@@ -162,6 +189,9 @@ Action attach_eval(CLI::App& app) {
                  "safetensors file with one int32 tensor [sequences, S + 1]");
   app.add_option("--gradients", a->gradients,
                  "write the loss on --tokens and every gradient to this safetensors file");
+  app.add_option("--replay", a->replay,
+                 "loss on the texts of this file of `degu generate --routes`, with experts chosen "
+                 "anew and with the recorded ones");
   app.add_flag("--json", a->json, "print the result as one JSON object");
   return [a] { return eval(*a); };
 }

@@ -92,6 +92,7 @@ void MoeLayer::forward(Context& context, AnyView h_TD, AnyView add_TD, const Bat
   DispatchState& state = saved.dispatch;
 
   router_->route(context, h_TD, batch.tokens_T, routed);
+  if (saved.replay_TK) router_->replay(context, saved.replay_TK.rows(0, tokens), routed);
   const auto balance_groups = static_cast<int64_t>(groups.balance_offsets.size()) - 1;
   measure_balance(context, routed, score_of(shape_.moe.router), groups.balance_offsets, weights,
                   saved.dscore_GE.rows(0, balance_groups), saved.balance);

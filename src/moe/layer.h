@@ -22,6 +22,9 @@ struct MoeParameters {
 
 struct MoeActivations {
   RouterActivations router;
+  // int32 [T, K], set by the caller before a pass: tokens whose entry is not -1 take these experts,
+  // best first, instead of the router's own choice (train/replay.h). Null: none do.
+  AnyView replay_TK;
   DispatchState dispatch;
   AnyView x_RD;                    // expert side: inputs of this rank's experts
   AnyView gate_RF, up_RF, act_RF;  // expert side

@@ -47,6 +47,11 @@ class Router {
   // Fills all of `saved` for the tokens with normalised residual h_TD.
   virtual void route(Context& context, AnyView h_TD, std::span<const int32_t> tokens_T,
                      const RouterActivations& saved) const = 0;
+  // After `route`: tokens whose row of replay_TK does not begin with -1 take the experts in it,
+  // with the gates that this router gives to those; whoever replays its own choice keeps the same
+  // bits.
+  virtual void replay(Context& context, AnyView replay_TK,
+                      const RouterActivations& saved) const = 0;
   // Adds the gradient of h to dh_TD and writes that of the router's weights.
   virtual void backward(Context& context, AnyView h_TD, const RouterActivations& saved,
                         AnyView dgate_TK, const BalanceGradient& balance, const UnitSegments& units,

@@ -64,6 +64,17 @@ for line in lines[:-1]:
     assert [len(layer) for layer in line["experts"]] == [2, 2], line
 PY
 
+# Replayed, they are what training would choose: the same loss, none rerouted.
+"$degu" eval "$work/run" --replay "$work/routes.jsonl" --json >"$work/replay.json"
+/usr/bin/python3 - "$work/replay.json" <<'PY'
+import json
+import sys
+
+replay = json.load(open(sys.argv[1]))
+assert replay["loss"] == replay["replayed_loss"] > 0 and replay["rerouted_tokens"] == 0, replay
+assert replay["recorded_tokens"] == replay["tokens"] > 2, replay
+PY
+
 # What `plan --serve` says before anything is loaded is what serving then takes; scratch stays within its bound.
 for ranks in 1 2; do
   run=("$degu")

@@ -46,6 +46,16 @@ void HashRouter::route(Context& context, AnyView, std::span<const int32_t> token
   }
 }
 
+void HashRouter::replay(Context&, AnyView replay_TK, const RouterActivations& saved) const {
+  // A token's experts follow from the token alone, so its gates stay.
+  const View<const int32_t> recorded = replay_TK.as<const int32_t>();
+  const View<int32_t> expert_TK = saved.expert_TK.as<int32_t>();
+  for (int64_t t = 0; t < recorded.dim(0); ++t) {
+    if (recorded(t, 0) < 0) continue;
+    for (int64_t k = 0; k < top_k_; ++k) expert_TK(t, k) = recorded(t, k);
+  }
+}
+
 std::unique_ptr<Router> make_hash_router(const ModelShape& shape, const RouterParameters&) {
   return std::make_unique<HashRouter>(shape);
 }

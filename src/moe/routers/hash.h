@@ -17,6 +17,7 @@ class HashRouter : public Router {
   bool batch_invariant() const override { return true; }
   void route(Context& context, AnyView h_TD, std::span<const int32_t> tokens_T,
              const RouterActivations& saved) const override;
+  void replay(Context& context, AnyView replay_TK, const RouterActivations& saved) const override;
   void backward(Context&, AnyView, const RouterActivations&, AnyView, const BalanceGradient&,
                 const UnitSegments&, AnyView) const override {}
 

@@ -34,6 +34,27 @@ void TopKRouter::route(Context& context, AnyView h_TD, std::span<const int32_t>,
               saved.score_TE, saved.expert_TK, saved.gate_TK, saved.lse_T);
 }
 
+void TopKRouter::replay(Context& context, AnyView replay_TK, const RouterActivations& saved) const {
+  const View<const int32_t> recorded = replay_TK.as<const int32_t>();
+  const View<const float> score_TE = saved.score_TE.as<const float>();
+  const View<int32_t> expert_TK = saved.expert_TK.as<int32_t>();
+  const View<float> gate_TK = saved.gate_TK.as<float>();
+  context.parallel_for(recorded.dim(0), [&](int64_t t, int) {
+    if (recorded(t, 0) < 0) return;
+    // As router_topk: summed in the order of the slots.
+    float sum = 0.0f;
+    for (int64_t k = 0; k < options_.top_k; ++k) {
+      expert_TK(t, k) = recorded(t, k);
+      gate_TK(t, k) = score_TE(t, recorded(t, k));
+      sum += gate_TK(t, k);
+    }
+    for (int64_t k = 0; k < options_.top_k; ++k) {
+      gate_TK(t, k) =
+          (options_.renormalize ? gate_TK(t, k) / sum : gate_TK(t, k)) * options_.gate_scale;
+    }
+  });
+}
+
 void TopKRouter::backward(Context& context, AnyView h_TD, const RouterActivations& saved,
                           AnyView dgate_TK, const BalanceGradient& balance,
                           const UnitSegments& units, AnyView dh_TD) const {

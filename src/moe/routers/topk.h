@@ -14,6 +14,7 @@ class TopKRouter : public Router {
   bool batch_invariant() const override { return true; }
   void route(Context& context, AnyView h_TD, std::span<const int32_t> tokens_T,
              const RouterActivations& saved) const override;
+  void replay(Context& context, AnyView replay_TK, const RouterActivations& saved) const override;
   void backward(Context& context, AnyView h_TD, const RouterActivations& saved, AnyView dgate_TK,
                 const BalanceGradient& balance, const UnitSegments& units,
                 AnyView dh_TD) const override;

@@ -1,0 +1,222 @@
+#include "train/replay.h"
+
+#include <algorithm>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "nn/head.h"
+
+namespace degu {
+namespace {
+
+using Json = nlohmann::json;
+
+int64_t moe_layers(const ModelShape& shape) {
+  int64_t layers = 0;
+  for (int l = 0; l < shape.layers; ++l) layers += shape.is_moe_layer(l) ? 1 : 0;
+  return layers;
+}
+
+// One line of the file.
+struct RouteLine {
+  int64_t prompt = 0;
+  int64_t position = 0;
+  int32_t token = 0;
+  std::vector<int32_t> experts_LK;  // empty: not recorded
+};
+
+class RouteReader {
+ public:
+  RouteReader(const std::string& path, const ModelShape& shape)
+      : path_(path), shape_(shape), layers_(moe_layers(shape)) {
+    if (layers_ == 0) throw DataError("{}: a dense model has no experts to replay", path);
+  }
+
+  std::vector<RecordedRoutes> read() {
+    std::ifstream file(path_);
+    if (!file) throw IoError("{}: cannot be read; it is a file of degu generate --routes", path_);
+    std::vector<RouteLine> text;
+    std::vector<RecordedRoutes> texts;
+    for (std::string line; std::getline(file, line);) {
+      ++number_;
+      RouteLine next = parse(line);
+      if (!text.empty() && next.prompt != text.front().prompt) {
+        texts.push_back(joined(text));
+        text.clear();
+      }
+      if (next.position != static_cast<int64_t>(text.size())) {
+        fail(fmt::format("position {} follows {} tokens of its text", next.position, text.size()));
+      }
+      text.push_back(std::move(next));
+    }
+    if (!text.empty()) texts.push_back(joined(text));
+    if (texts.empty()) throw DataError("{}: holds no routes", path_);
+    return texts;
+  }
+
+ private:
+  [[noreturn]] void fail(const std::string& what) const {
+    throw DataError("{}:{}: {}; were these routes recorded with this model?", path_, number_, what);
+  }
+
+  RouteLine parse(const std::string& line) const {
+    RouteLine out;
+    try {
+      const Json json = Json::parse(line);
+      out.prompt = json.at("prompt").get<int64_t>();
+      out.position = json.at("position").get<int64_t>();
+      out.token = json.at("token").get<int32_t>();
+      const Json& layers = json.at("experts");
+      if (out.token < 0 || out.token >= shape_.vocab) {
+        fail(fmt::format("token {} is not in the vocabulary of {}", out.token, shape_.vocab));
+      }
+      if (layers.empty()) return out;
+      if (static_cast<int64_t>(layers.size()) != layers_) {
+        fail(fmt::format("{} MoE layers, the model has {}", layers.size(), layers_));
+      }
+      for (const Json& layer : layers) add_layer(layer.get<std::vector<int32_t>>(), out.experts_LK);
+    } catch (const Json::exception& error) {
+      fail(fmt::format("not a line of routes ({})", error.what()));
+    }
+    return out;
+  }
+
+  void add_layer(const std::vector<int32_t>& experts, std::vector<int32_t>& experts_LK) const {
+    if (static_cast<int>(experts.size()) != shape_.moe.top_k) {
+      fail(fmt::format("{} experts for a token, the model takes {}", experts.size(),
+                       shape_.moe.top_k));
+    }
+    for (size_t k = 0; k < experts.size(); ++k) {
+      if (experts[k] < 0 || experts[k] >= shape_.moe.experts) {
+        fail(fmt::format("expert {} of {}", experts[k], shape_.moe.experts));
+      }
+      if (std::count(experts.begin(), experts.end(), experts[k]) > 1) {
+        fail(fmt::format("expert {} twice for one token", experts[k]));
+      }
+    }
+    experts_LK.insert(experts_LK.end(), experts.begin(), experts.end());
+  }
+
+  RecordedRoutes joined(const std::vector<RouteLine>& text) const {
+    const auto tokens = static_cast<int64_t>(text.size());
+    const int64_t k = shape_.moe.top_k;
+    RecordedRoutes out;
+    out.experts_LTK.assign(static_cast<size_t>(layers_ * tokens * k), -1);
+    for (int64_t t = 0; t < tokens; ++t) {
+      const RouteLine& line = text[static_cast<size_t>(t)];
+      out.tokens_T.push_back(line.token);
+      if (line.experts_LK.empty()) continue;
+      for (int64_t l = 0; l < layers_; ++l) {
+        std::copy_n(line.experts_LK.begin() + l * k, k,
+                    out.experts_LTK.begin() + (l * tokens + t) * k);
+      }
+    }
+    return out;
+  }
+
+  const std::string& path_;
+  const ModelShape& shape_;
+  int64_t layers_;
+  int64_t number_ = 0;
+};
+
+SequenceBatch one_sequence(const std::vector<int32_t>& tokens) {
+  SequenceBatch batch;
+  batch.sequences = 1;
+  batch.sequence_length = static_cast<int64_t>(tokens.size());
+  batch.tokens_T = tokens;
+  batch.targets_T.assign(tokens.begin() + 1, tokens.end());
+  batch.targets_T.push_back(SequenceBatch::kNotCounted);
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    batch.positions_T.push_back(static_cast<int32_t>(i));
+  }
+  batch.document_offsets = {0, batch.tokens()};
+  batch.counted_targets = batch.tokens() - 1;
+  return batch;
+}
+
+double loss_of(Context& context, const ComparedModel& model, Pass& pass) {
+  pass.forward(context, {});
+  head_loss(context, pass.h_TD(), model.parameters.head(), model.model.logit_multiplier(),
+            pass.targets(), pass.loss_T());
+  const View<const float> loss = pass.loss_T().as<const float>();
+  double sum = 0;
+  for (int64_t t = 0; t < loss.elements(); ++t) {
+    if (pass.targets()[static_cast<size_t>(t)] >= 0) sum += double{loss[t]};
+  }
+  return sum;
+}
+
+// Tokens with recorded experts, and those that the pass just run sent to another set somewhere.
+void count_rerouted(Pass& pass, const RecordedRoutes& routes, int64_t top_k, ReplayLoss& out) {
+  const auto tokens = static_cast<int64_t>(routes.tokens_T.size());
+  std::vector<char> changed(routes.tokens_T.size(), 0);
+  const int32_t* recorded = routes.experts_LTK.data();
+  for (const BlockActivations& block : pass.activations().blocks) {
+    const AnyView chosen = block.moe.router.expert_TK;
+    if (!chosen) continue;
+    for (int64_t t = 0; t < tokens; ++t) {
+      const int32_t* now = static_cast<const int32_t*>(chosen.data) + t * top_k;
+      const int32_t* then = recorded + t * top_k;
+      if (!std::is_permutation(now, now + top_k, then)) changed[static_cast<size_t>(t)] = 1;
+    }
+    recorded += tokens * top_k;
+  }
+  for (int64_t t = 0; t < tokens; ++t) {
+    if (routes.experts_LTK[static_cast<size_t>(t * top_k)] < 0) continue;
+    ++out.recorded;
+    out.rerouted += changed[static_cast<size_t>(t)];
+  }
+}
+
+}  // namespace
+
+std::vector<RecordedRoutes> read_routes(const std::string& path, const ModelShape& shape) {
+  return RouteReader(path, shape).read();
+}
+
+void replay(Activations& activations, const RecordedRoutes* routes) {
+  size_t layer = 0;
+  for (BlockActivations& block : activations.blocks) {
+    const AnyView chosen = block.moe.router.expert_TK;
+    block.moe.replay_TK = {};
+    if (!chosen || routes == nullptr) continue;
+    const auto tokens = static_cast<int64_t>(routes->tokens_T.size());
+    const int64_t k = chosen.dim(1);
+    const int32_t* first = routes->experts_LTK.data() + layer * static_cast<size_t>(tokens * k);
+    block.moe.replay_TK = View<const int32_t>(first, {tokens, k});
+    ++layer;
+  }
+}
+
+ReplayLoss replay_loss(Context& context, const ComparedModel& model,
+                       const std::vector<RecordedRoutes>& texts) {
+  size_t longest = 0;
+  for (const RecordedRoutes& text : texts) longest = std::max(longest, text.tokens_T.size());
+  const StepPlan plan{.sequence_length = static_cast<int64_t>(longest),
+                      .unit_sequences = 1,
+                      .micro_sequences = 1,
+                      .balance_sequences = 1,
+                      .capacity_sequences = 1};
+  Pass pass(context, model.model, plan, 1, /*training=*/true);
+  ReplayLoss out;
+  double own = 0, replayed = 0;
+  for (const RecordedRoutes& text : texts) {
+    if (text.tokens_T.size() < 2) continue;  // nothing to predict
+    const SequenceBatch batch = one_sequence(text.tokens_T);
+    pass.load(batch);
+    replay(pass.activations(), nullptr);
+    own += loss_of(context, model, pass);
+    count_rerouted(pass, text, model.model.shape().moe.top_k, out);
+    replay(pass.activations(), &text);
+    replayed += loss_of(context, model, pass);
+    ++out.texts;
+    out.tokens += batch.counted_targets;
+  }
+  if (out.tokens == 0) throw DataError("no text of the routes has two tokens");
+  out.loss = own / static_cast<double>(out.tokens);
+  out.replayed_loss = replayed / static_cast<double>(out.tokens);
+  return out;
+}
+
+}  // namespace degu
