@@ -13,6 +13,7 @@
 #include "compress/policy.h"
 #include "config/yaml.h"
 #include "infer/memory_plan.h"
+#include "model/load.h"
 
 namespace degu {
 namespace {
