@@ -1,5 +1,5 @@
 // `degu bench checkpoint`, `degu bench decode`, `degu bench memory`: what serving costs on this
-// machine, on models of any shape with random weights.
+// machine, on models of any shape with random weights. `degu bench serve`: a server under load.
 #pragma once
 
 #include "cli/command.h"
@@ -12,5 +12,7 @@ Action attach_bench_checkpoint(CLI::App& app);
 Action attach_bench_decode(CLI::App& app);
 // The read bandwidth of this moment.
 Action attach_bench_memory(CLI::App& app);
+// A server under load (cli/serve_bench.h).
+Action attach_bench_serve(CLI::App& app);
 
 }  // namespace degu

@@ -5,7 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
-#include "cli/command.h"
+#include "cli/bench_model.h"
 #include "cli/serve_bench.h"
 #include "io/atomic_file.h"
 
@@ -58,27 +58,24 @@ Action attach_bench_serve(CLI::App& app) {
   app.add_option("--rate", a->load.rate, "mean arrivals per second; they are Poisson")
       ->check(CLI::PositiveNumber);
   app.add_option("--lengths", a->lengths,
-                    "CSV with lines of prompt_tokens,max_tokens, used in turn");
+                 "CSV with lines of prompt_tokens,max_tokens, used in turn");
   app.add_option("--prompt-tokens", a->size.prompt_tokens, "without --lengths")
       ->check(CLI::PositiveNumber);
   app.add_option("--max-tokens", a->size.max_tokens, "without --lengths")
       ->check(CLI::PositiveNumber);
   app.add_option("--slo-ttft", a->slo_ttft_ms, "ms to the first text of a good answer; 0: any")
       ->check(CLI::NonNegativeNumber);
-  app
-      .add_option("--slo-itl", a->slo_itl_ms,
-                   "mean ms between the tokens of a good answer; 0: any")
+  app.add_option("--slo-itl", a->slo_itl_ms, "mean ms between the tokens of a good answer; 0: any")
       ->check(CLI::NonNegativeNumber);
   app.add_option("--seed", a->load.seed, "of arrivals and prompts");
   app.add_option("--model", a->load.model, "default: the first of /v1/models");
-  app
-      .add_option("--vocab", a->load.vocab,
-                   "prompts of random token ids below this; 0: of words, about a token each")
+  app.add_option("--vocab", a->load.vocab,
+                 "prompts of random token ids below this; 0: of words, about a token each")
       ->check(CLI::NonNegativeNumber);
   app.add_option("--temperature", a->load.temperature, "of sampling")
       ->check(CLI::NonNegativeNumber);
   app.add_flag("--ignore-eos", a->load.ignore_eos,
-                  "ask for answers of full length (degu and vLLM know it)");
+               "ask for answers of full length (degu and vLLM know it)");
   app.add_option("--timeout", a->load.http.silence_seconds, "longest silence in seconds")
       ->check(CLI::PositiveNumber);
   app.add_option("--api-key-env", a->api_key_env, "environment variable with the API key");
