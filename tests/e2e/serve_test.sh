@@ -110,7 +110,7 @@ cmp -n "$(stat -c %s "$work/twice.txt")" "$work/chat.txt" "$work/twice.txt" || {
 profile=("$degu" profile "$work/run" --levels bf16,int8 --batch 1,2 --prompt-tokens 20 --max-tokens 4 --repetitions 1
   --price-per-hour 2 --no-quality --out "$work/profile" --json)
 "${profile[@]}" >"$work/profile.json"
-"${profile[@]}" 2>"$work/log.txt" | cmp -n 20 - "$work/profile.json"
+"${profile[@]}" >"$work/profile.json" 2>"$work/log.txt"
 grep -q 'is there' "$work/log.txt"
 /usr/bin/python3 - "$work/profile.json" <<'PY'
 import json
