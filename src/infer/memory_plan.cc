@@ -61,7 +61,7 @@ size_t scratch_bytes(int threads, ParameterSet& parameters, const PassLimits& li
     const int64_t sent = limits.rows * s.moe.top_k;
     const int64_t here = std::max<int64_t>(parameters.experts().count, 1);
     const int64_t received = ranks * limits.rows * std::min<int64_t>(s.moe.top_k, here);
-    experts.take(DType::kF32, limits.rows, s.width);  // the router's copy
+    if (type != DType::kF32) experts.take(DType::kF32, limits.rows, s.width);  // the router's copy
     experts.take(DType::kI64, sent, 2);
     experts.take(DType::kI64, 64, s.moe.experts);
     experts.product_input(limits.rows, s.width);

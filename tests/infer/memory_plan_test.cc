@@ -61,7 +61,9 @@ TEST_CASE("no pass takes more scratch than predicted, and not much is predicted 
         const size_t peak = context.scratch().peak();
         CHECK(before <= peak);
         CHECK(peak <= bound);
-        CHECK(bound <= 4 * peak + static_cast<size_t>(threads) * (size_t{1} << 20));
+        // Beside what kernels keep per thread, less than the activations.
+        const size_t kernels = static_cast<size_t>(threads) * (size_t{1} << 20);
+        CHECK(bound <= kernels + ModelRunner::workspace_bytes(parameters, model, limits));
       }
     }
   }
