@@ -350,8 +350,10 @@ ExitCode profile(ProfileArguments a) {
     std::vector<ProfileLevel> levels;
     {
       Job job(a.threads);
-      levels = prepare_levels(job.context(), models[i], requests, a.method,
-                              folder.path() + "/levels/" + place);
+      levels = prepare_levels(job, models[i], requests,
+                              {.method = a.method,
+                               .calibration = a.data.empty() ? nullptr : text.dataset.get(),
+                               .out = folder.path() + "/levels/" + place});
     }
     profiler.measure(a.checkpoints[i], labels[i], levels);
   }

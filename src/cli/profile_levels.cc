@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <memory>
 
 #include "base/log.h"
 #include "compress/method.h"
@@ -26,8 +27,8 @@ std::string scheme_of_level(const std::string& level) {
 }
 
 // The quantized copy stands under `folder`, made from this very checkpoint in this way.
-void ensure_quantized(Context& context, LoadedModel& model, Scheme scheme,
-                      const std::string& method, const std::string& folder) {
+void ensure_quantized(Job& job, LoadedModel& model, Scheme scheme, const std::string& method,
+                      const TokenDataset* calibration, const std::string& folder) {
   const std::string source = sha256_of_file(model.folder + "/manifest.json") + " " +
                              std::string(scheme_info(scheme).name) + " " + method + "\n";
   const std::string note = folder + ".from";
@@ -41,7 +42,23 @@ void ensure_quantized(Context& context, LoadedModel& model, Scheme scheme,
   QuantizeOptions options;
   options.policy.scheme = scheme;
   options.method = method;
-  quantize_checkpoint(context, model.reader, folder, options);
+  std::unique_ptr<TokenDataset> own;
+  if (quantization_method(method).calibrated) {
+    options.calibration.data = model.config.data;
+    if (calibration == nullptr) {
+      try {
+        own = std::make_unique<TokenDataset>(model.config.data.paths);
+      } catch (const IoError& error) {
+        throw IoError(
+            "{}: {} needs text to calibrate on: {}; name shards with --data, or take "
+            "--method rtn",
+            model.folder, method, error.what());
+      }
+    }
+    options.calibration.dataset = own ? own.get() : calibration;
+    if (!own) options.calibration.data.mixture.clear();
+  }
+  quantize_checkpoint(job.context(), job.world(), model.reader, folder, options);
   audit_checkpoint(CheckpointReader(folder), options.policy);  // all that was meant to be is
   write_file_atomic(note, source);
 }
@@ -73,9 +90,9 @@ std::vector<LevelRequest> parse_levels(const std::vector<std::string>& names) {
   return out;
 }
 
-std::vector<ProfileLevel> prepare_levels(Context& context, LoadedModel& model,
+std::vector<ProfileLevel> prepare_levels(Job& job, LoadedModel& model,
                                          const std::vector<LevelRequest>& requests,
-                                         const std::string& method, const std::string& out) {
+                                         const LevelOptions& options) {
   std::vector<ProfileLevel> levels;
   const auto add = [&](ProfileLevel level) {
     level.shares_quality =
@@ -108,11 +125,15 @@ std::vector<ProfileLevel> prepare_levels(Context& context, LoadedModel& model,
       if (scheme == Scheme::kFp32) {
         throw ConfigError("{}: was trained in bf16; there is no fp32 level of it", model.folder);
       }
-      if (scheme_info(scheme).quantized()) level.method = method.empty() ? "rtn" : method;
-      level.folder = out + "/" + request.scheme;
-      if (!level.method.empty()) level.folder += "-" + level.method;
-      ensure_quantized(context, model, scheme, level.method.empty() ? "rtn" : level.method,
-                       level.folder);
+      const std::string method =
+          options.method.empty() ? std::string(default_method(scheme).name) : options.method;
+      level.folder = options.out + "/" + request.scheme;
+      if (scheme_info(scheme).quantized()) {
+        level.method = method;
+        level.folder += "-" + method;
+      }
+      ensure_quantized(job, model, scheme, level.method.empty() ? "rtn" : method,
+                       options.calibration, level.folder);
     }
     add(std::move(level));
   }

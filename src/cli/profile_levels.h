@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cli/loaded_model.h"
+#include "data/token_dataset.h"
 
 namespace degu {
 
@@ -31,8 +32,16 @@ std::vector<LevelRequest> parse_levels(const std::vector<std::string>& names);
 // Folders with the requested levels of `model`, made under `out` where they are not there yet from
 // this very checkpoint. A quantized checkpoint is one level, as it is, with and without speculation
 // as requested. `method`: of the quantizer; empty: the scheme's default.
-std::vector<ProfileLevel> prepare_levels(Context& context, LoadedModel& model,
+//
+// `calibration`: shards that calibrated methods (AWQ for 4 bits) read; null: what the model was
+// trained on.
+struct LevelOptions {
+  std::string method;
+  const TokenDataset* calibration = nullptr;
+  std::string out;
+};
+std::vector<ProfileLevel> prepare_levels(Job& job, LoadedModel& model,
                                          const std::vector<LevelRequest>& requests,
-                                         const std::string& method, const std::string& out);
+                                         const LevelOptions& options);
 
 }  // namespace degu

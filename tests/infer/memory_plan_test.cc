@@ -31,7 +31,8 @@ void fill(Context& context, ParameterSet& parameters, Scheme scheme) {
       const Tensor scales(DType::kBF16, scale_shape(shape));
       const QuantizedWeight weight{
           .scheme = scheme, .shape = shape, .codes = codes, .scales = scales};
-      quantize_rtn(context, p.spec, source->value, weight);
+      const MatrixTask task{.name = p.spec.name, .value_FD = source->value, .out = weight};
+      choose_rtn(context, {}, {}, {&task, 1});
       parameters.load(context, p, weight);
     }
   }
