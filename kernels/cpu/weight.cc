@@ -71,10 +71,10 @@ void pack(Context& context, AnyView w_EFD, const PackedWeight& packed) {
 
 // Whether a stored byte is no code of the scheme.
 template <Codes kCodes>
-bool foreign(uint8_t byte) {
+uint8_t foreign(uint8_t byte) {
   switch (kCodes) {
     case Codes::kInt4:
-      return (byte & 0x0f) == 0 || byte >> 4 == 0;
+      return static_cast<uint8_t>((byte & 0x0f) == 0) | static_cast<uint8_t>((byte & 0xf0) == 0);
     case Codes::kE4M3:
       return (byte & 0x7f) == 0x7f;
     default:
@@ -99,7 +99,7 @@ void pack_code_panels(Context& context, const QuantizedWeight& weight, const Pac
     const int64_t row = task / panels * packed.outputs + panel * kPanel;
     const int64_t outputs = std::min<int64_t>(kPanel, packed.outputs - panel * kPanel);
     const uint8_t* first = codes + row * stride;
-    int bad = 0;
+    uint8_t bad = 0;  // as wide as the codes, so that vectors of them are compared
     for (int64_t i = 0; i < outputs * stride; ++i) bad |= foreign<kCodes>(first[i]);
     if (bad != 0) {
       throw DataError("pack_weight: rows {} to {} hold a byte that is no code of {}", row,
