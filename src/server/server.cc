@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "base/random.h"
 #include "server/access.h"
+#include "server/answer.h"
 #include "server/api_request.h"
 #include "server/api_response.h"
 #include "server/http_connection.h"
@@ -27,7 +28,6 @@ using HttpRequest = httplib::Request;
 using HttpResponse = httplib::Response;
 using nlohmann::json;
 
-constexpr std::chrono::milliseconds kLookForClient{100};
 // What a refused client is told to wait: about the time of one answer.
 constexpr int kRetrySeconds = 1;
 
@@ -115,34 +115,6 @@ class Admission {
 }  // namespace
 
 struct Server::Impl {
-  // One call on its way: its choices in the engine and what they have said.
-  class Answer {
-   public:
-    Answer(Impl& server, ApiCall call, const std::string& id);
-    ~Answer() { cancel(); }
-    Answer(const Answer&) = delete;
-    Answer& operator=(const Answer&) = delete;
-
-    // Waits for the next event of any choice. None when the client has left.
-    std::optional<std::pair<size_t, Event>> next(const HttpConnection* client);
-    // Another event that is there already.
-    std::optional<std::pair<size_t, Event>> next_ready();
-    void whole(const HttpConnection* client, HttpResponse& response);
-    bool stream(const HttpConnection* client, httplib::DataSink& sink);
-    const ApiCall& call() const { return call_; }
-
-   private:
-    void cancel();
-    std::pair<size_t, Event> book(Event&& event);
-
-    Impl& server_;
-    ApiCall call_;
-    ResponseWriter writer_;
-    EventQueue queue_;
-    std::map<RequestId, size_t> running_;  // to choices
-    Clock::time_point looked_;             // last, whether the client is still there
-  };
-
   Impl(Engine& e, const Tokenizer& tokenizer, int64_t vocab, int experts_per_token,
        const ServerOptions& o);
 
@@ -178,112 +150,6 @@ struct Server::Impl {
   HttpServer http;
   std::thread listener;
 };
-
-// ---- one call ----
-
-Server::Impl::Answer::Answer(Impl& server, ApiCall call, const std::string& id)
-    : server_(server),
-      call_(std::move(call)),
-      writer_(call_, *server.context.tokenizer, server.options.model, id, std::time(nullptr),
-              server.top_k) {
-  const uint64_t seed = call_.seed.value_or(server_.entropy.bits64(server_.drawn++));
-  const auto deadline =
-      Clock::now() + std::chrono::duration_cast<Clock::duration>(
-                         std::chrono::duration<double>(server.options.limits.request_seconds));
-  const bool reuses =
-      !call_.request.routes && !(call_.request.echo && call_.request.sampling.logprobs >= 0);
-  try {
-    for (size_t i = 0; i < call_.choices(); ++i) {
-      Request request = call_.choice(i, seed);
-      request.deadline = deadline;
-      auto seen = std::make_shared<ServerMetrics::Seen>();
-      seen->uses_prefix_cache = reuses;
-      // The engine may still tell of a cancelled answer when the server is gone.
-      EventSink sink = [metrics = server.metrics, seen, next = queue_.sink()](Event&& event) {
-        metrics->saw_event(*seen, event);
-        next(std::move(event));
-      };
-      running_.emplace(server_.engine.submit(std::move(request), std::move(sink)), i);
-    }
-  } catch (...) {
-    cancel();
-    throw;
-  }
-}
-
-void Server::Impl::Answer::cancel() {
-  for (const auto& [id, choice] : running_) server_.engine.cancel(id);
-  running_.clear();
-}
-
-std::pair<size_t, Event> Server::Impl::Answer::book(Event&& event) {
-  const auto found = running_.find(event.id);
-  const size_t choice = found->second;
-  if (event.finish) running_.erase(found);
-  if (event.finish == FinishReason::kFailed) {
-    throw ApiError(500, "server_error", "generation_failed",
-                   fmt::format("the answer could not be computed: {}", event.error));
-  }
-  return {choice, std::move(event)};
-}
-
-std::optional<std::pair<size_t, Event>> Server::Impl::Answer::next(const HttpConnection* client) {
-  while (true) {
-    if (Clock::now() - looked_ >= kLookForClient) {
-      if (client->peer_gone()) return {};
-      looked_ = Clock::now();
-    }
-    if (auto event = queue_.pop(kLookForClient)) return book(std::move(*event));
-  }
-}
-
-std::optional<std::pair<size_t, Event>> Server::Impl::Answer::next_ready() {
-  if (auto event = queue_.pop(std::chrono::milliseconds(0))) return book(std::move(*event));
-  return {};
-}
-
-void Server::Impl::Answer::whole(const HttpConnection* client, HttpResponse& response) {
-  while (writer_.open() > 0) {
-    auto event = next(client);
-    if (!event) {
-      server_.metrics->count_vanished();
-      // Nobody reads this; it says what happened in the count of answers.
-      throw ApiError(499, "client_error", "client_left", "the client left");
-    }
-    writer_.add(event->first, std::move(event->second));
-  }
-  response.status = 200;
-  response.set_content(writer_.whole(), "application/json");
-}
-
-// False ends the connection.
-bool Server::Impl::Answer::stream(const HttpConnection* client, httplib::DataSink& sink) {
-  const auto send = [&](const std::string& text) {
-    return text.empty() || sink.write(text.data(), text.size());
-  };
-  bool taken = send(writer_.begin());
-  try {
-    while (taken && writer_.open() > 0) {
-      auto event = next(client);
-      if (!event) break;
-      std::string text;
-      // What came in the meantime goes in one write.
-      for (; event; event = next_ready()) text += writer_.piece(event->first, event->second);
-      taken = send(text);
-    }
-    if (taken && writer_.open() == 0 && send(writer_.end())) {
-      sink.done();
-      return true;
-    }
-  } catch (const ApiError& error) {  // the status is out already
-    if (send(ResponseWriter::failure(to_json(error)))) {
-      sink.done();
-      return true;
-    }
-  }
-  server_.metrics->count_vanished();
-  return false;
-}
 
 // ---- set-up ----
 
@@ -540,17 +406,26 @@ void Server::Impl::complete(const std::string& body, bool chat, HttpResponse& re
   client->hold(place);
   const std::string id =
       fmt::format("{}-{:016x}", chat ? "chatcmpl" : "cmpl", entropy.bits64(~drawn.fetch_add(1)));
-  auto call = std::make_shared<Answer>(
-      *this, chat ? parse_chat(body, context) : parse_completion(body, context), id);
-  if (!call->call().stream) {
-    call->whole(client, response);
+  ApiCall call = chat ? parse_chat(body, context) : parse_completion(body, context);
+  const uint64_t seed = call.seed.value_or(entropy.bits64(drawn++));
+  const bool stream = call.stream;
+  auto said = std::make_shared<Answer>(engine, metrics, context, top_k, std::move(call), seed, id);
+  if (!stream) {
+    response.status = 200;
+    response.set_content(said->whole(*client), "application/json");
     return;
   }
   response.set_header("Cache-Control", "no-cache");
   response.set_header("X-Accel-Buffering", "no");  // proxies pass pieces on at once
-  response.set_chunked_content_provider(
-      "text/event-stream",
-      [call, client](size_t, httplib::DataSink& sink) { return call->stream(client, sink); });
+  response.set_chunked_content_provider("text/event-stream",
+                                        [said, client](size_t, httplib::DataSink& sink) {
+                                          const auto send = [&sink](std::string_view text) {
+                                            return sink.write(text.data(), text.size());
+                                          };
+                                          if (!said->stream(*client, send)) return false;
+                                          sink.done();
+                                          return true;
+                                        });
 }
 
 void Server::Impl::tokenize(const std::string& body, HttpResponse& response) const {
