@@ -23,6 +23,8 @@ import urllib.parse
 # Two-sided 95 % quantile of Student's t with 18 degrees of freedom (20 blocks, a line).
 T_95 = 2.101
 BLOCKS = 20
+# Of the longest prompt and answer, were every character a token.
+LEAST_CONTEXT = 512
 
 
 class Client(threading.Thread):
@@ -94,6 +96,12 @@ class Client(threading.Thread):
                 time.sleep(0.2)
 
 
+def context_of(url: urllib.parse.ParseResult) -> int:
+    connection = http.client.HTTPConnection(url.hostname, url.port, timeout=30)
+    connection.request("GET", "/v1/models")
+    return int(json.load(connection.getresponse())["data"][0]["max_model_len"])
+
+
 def resident_bytes(pid: int) -> int:
     with open(f"/proc/{pid}/smaps_rollup") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("Rss:"))
@@ -120,6 +128,10 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=8)
     arguments = parser.parse_args()
     url = urllib.parse.urlparse(arguments.url)
+    context = context_of(url)
+    if context < LEAST_CONTEXT:
+        raise SystemExit(f"{arguments.url}: its context has {context} tokens, the requests need {LEAST_CONTEXT}; "
+                         "serve with a larger --context")
     start = time.monotonic()
     until = start + 60 * arguments.minutes
     clients = [Client(url, seed, until) for seed in range(arguments.clients)]

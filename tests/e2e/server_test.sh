@@ -7,7 +7,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 prepare_words 1500
 cat >"$work/run.yaml" <<YAML
 model: {vocab: 512, width: 64, layers: 2, heads: 2, moe: {experts: 4, top_k: 2}}
-data: {paths: [$work/data], sequence_length: 256, validation_tokens: 2048}
+data: {paths: [$work/data], sequence_length: 512, validation_tokens: 2048}
 train: {batch_sequences: 4, steps: 60, balance: {aux_loss: 0.01}}
 cluster: {threads: 1}
 YAML
