@@ -30,8 +30,10 @@ double count_of(const Served& served, const std::string& name) {
 }
 
 TEST_CASE("a client that leaves ends its answer") {
-  Served served(small_options(), {.context = 256, .max_running = 2});
+  // Longer than any server needs to notice.
+  Served served(small_options(), {.context = 7000, .max_running = 1});
   json body = long_request();
+  body["max_tokens"] = 6900;
   SECTION("in the middle of a stream") {
     for (int i = 0; i < 10; ++i) {
       RawClient client(served.port);
