@@ -8,13 +8,15 @@ Prints one line per check; exit 1 when one fails.
 
 import argparse
 import sys
+from collections.abc import Callable
 
 import openai
 
-CHECKS = []
+Check = Callable[[openai.OpenAI, str], None]
+CHECKS: list[Check] = []
 
 
-def check(function):
+def check(function: Check) -> Check:
     CHECKS.append(function)
     return function
 

@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import sys
+from collections.abc import Iterator
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -19,7 +20,7 @@ import h5py
 from transformers import AutoTokenizer
 
 
-def documents(shards: pathlib.Path):
+def documents(shards: pathlib.Path) -> Iterator[list[int]]:
     """The ids of every validation document, without BOS and EOS."""
     for path in sorted(shards.rglob("*-validation-*.h5")):
         with h5py.File(path) as file:
