@@ -145,8 +145,8 @@ class Bench {
     out["load_peak_bytes"] = load_rss_;
     out["file_bytes"] = file_bytes();
     prefill(1);  // wakes threads, touches memory
-    std::vector<double> seconds;
-    for (int i = 0; i < options_.rounds; ++i) seconds.push_back(prefill(1));
+    std::vector<double> seconds(static_cast<size_t>(options_.rounds));
+    for (double& each : seconds) each = prefill(1);
     out["prefill"] = {{"tokens", options_.prompt},
                       {"tokens_per_second", static_cast<double>(options_.prompt) / median(seconds)},
                       {"seconds", seconds}};

@@ -74,7 +74,7 @@ json tokenizer_json(const sentencepiece::SentencePieceProcessor& model) {
   }
   json post = nullptr;  // BOS first, when special tokens are asked for
   if (model.bos_id() >= 0) {
-    const std::string bos = model.IdToPiece(model.bos_id());
+    const std::string& bos = model.IdToPiece(model.bos_id());
     const json mark = {{"SpecialToken", {{"id", bos}, {"type_id", 0}}}};
     const json text = {{"Sequence", {{"id", "A"}, {"type_id", 0}}}};
     const json second = {{"Sequence", {{"id", "B"}, {"type_id", 0}}}};
