@@ -158,6 +158,7 @@ std::vector<PlannedScheme> plan_schemes(const ServedModel& model, const PlanServ
     names = {std::string(scheme_info(training_scheme(model.activation)).name), "w8a8", "w4a8"};
   }
   std::vector<PlannedScheme> out;
+  out.reserve(names.size());
   for (const std::string& name : names) {
     out.push_back({name, measure_ranks(model, a, *scheme_named(name))});
   }
@@ -239,6 +240,7 @@ void print_plan(const ServedModel& model, const PlanServeArguments& a,
 
 void add_plan_serve_options(CLI::App& app, PlanServeArguments& a) {
   std::vector<std::string> schemes;
+  schemes.reserve(std::size(kSchemes));
   for (const SchemeInfo& info : kSchemes) schemes.emplace_back(info.name);
   app.add_option("--serve", a.model,
                  "instead: the memory that serving this checkpoint or configuration takes");

@@ -167,6 +167,7 @@ std::string label_of(const std::string& given) {
 
 std::vector<std::string> labels_of(const std::vector<std::string>& given) {
   std::vector<std::string> labels;
+  labels.reserve(given.size());
   for (const std::string& path : given) labels.push_back(label_of(path));
   std::vector<std::string> unique = labels;
   std::sort(unique.begin(), unique.end());

@@ -103,6 +103,7 @@ Json hardware_json(const ProfileReport& r) {
 
 std::vector<ServingPoint> only_points(const std::vector<ProfilePoint>& points) {
   std::vector<ServingPoint> out;
+  out.reserve(points.size());
   for (const ProfilePoint& p : points) out.push_back(p.point);
   return out;
 }

@@ -317,7 +317,7 @@ ApiCall parse_completion(std::string_view body, const ApiContext& context) {
   if (fields.integer("best_of", 1, kAnyInt).value_or(call.n) != call.n) {
     throw invalid_request("best_of", "best_of must equal n; candidates are not ranked here");
   }
-  if (fields.text("suffix").value_or("") != "") {
+  if (!fields.text("suffix").value_or("").empty()) {
     throw invalid_request("suffix", "suffix is not served; leave it out");
   }
   call.prompts = read_prompts(fields, context);

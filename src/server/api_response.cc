@@ -48,7 +48,7 @@ std::string dump_json(const json& value) {
 
 std::string token_string(const Tokenizer& tokenizer, int32_t token) {
   if (token >= tokenizer.vocab_size()) return fmt::format("<token {}>", token);
-  const std::string text = tokenizer.token_text(token);
+  std::string text = tokenizer.token_text(token);
   if (text.empty()) return tokenizer.piece(token);
   if (find_bad_utf8(text) == std::string::npos) return text;
   std::string escaped = "bytes:";

@@ -150,8 +150,8 @@ TEST_CASE("a body is counted after it is unpacked") {
   client.set_compress(true);  // gzip
   const auto small = client.Post("/v1/completions", R"({"prompt": "a"})", "application/json");
   CHECK(small->status == 200);
-  const auto bomb =
-      client.Post("/v1/completions", std::string(20'000'000, ' '), "application/json");
+  const std::string spaces(20'000'000, ' ');  // NOLINT: meant to be large
+  const auto bomb = client.Post("/v1/completions", spaces, "application/json");
   REQUIRE(bomb);
   CHECK(bomb->status == 413);
 }
@@ -294,11 +294,9 @@ void load(const Served& served, Outcomes& outcomes, std::atomic<bool>& over, int
       ++outcomes.refused;
       return;
     }
-    if (!complete) {
-      ++outcomes.lost;
-    } else if (answer.find("\"cancelled\"") != std::string::npos) {
+    if (complete && answer.find("\"cancelled\"") != std::string::npos) {
       ++outcomes.cut;
-    } else if (answer.find("\"length\"") != std::string::npos) {
+    } else if (complete && answer.find("\"length\"") != std::string::npos) {
       ++outcomes.whole;
     } else {
       ++outcomes.lost;

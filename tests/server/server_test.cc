@@ -12,7 +12,6 @@ namespace {
 
 using nlohmann::json;
 using testing::metric;
-using testing::RawClient;
 using testing::Served;
 using testing::small_options;
 using testing::small_tokenizer;
@@ -20,7 +19,7 @@ using testing::small_tokenizer;
 // A request of kind i, and what the engine alone says to it.
 json varied_body(int i) {
   const std::string words = "abcde fabc dead beef cab fed";
-  json body = {{"prompt", words.substr(0, static_cast<size_t>(3 + i * 3))},
+  json body = {{"prompt", words.substr(0, static_cast<size_t>(i) * 3 + 3)},
                {"max_tokens", 6 + i * 5},
                {"seed", i},
                {"ignore_eos", i % 3 != 0}};
