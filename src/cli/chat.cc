@@ -160,13 +160,7 @@ Action attach_chat(CLI::App& app) {
   app.add_option("checkpoint", a->checkpoint, "a checkpoint, or the folder of a run")->required();
   app.add_option("--max-tokens", a->max_tokens, "most tokens of an answer")
       ->check(CLI::PositiveNumber);
-  app.add_option("--temperature", a->sampling.temperature, "0: always the most likely token");
-  app.add_option("--top-k", a->sampling.top_k, "draw from the k most likely; 0: all");
-  app.add_option("--top-p", a->sampling.top_p, "draw from the most likely that hold this mass");
-  app.add_option("--min-p", a->sampling.min_p,
-                 "draw from tokens at least this likely, relative to the most likely");
-  app.add_option("--repetition-penalty", a->sampling.repetition_penalty,
-                 "divides the positive logits of tokens seen before");
+  add_sampling_options(app, a->sampling);
   app.add_option("--seed", a->seed, "of the sampling noise");
   app.add_option("--stop", a->stop, "an answer ends before this string; may be repeated");
   app.add_option("--before", a->before_line, "text put before every line that is typed");

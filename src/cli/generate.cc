@@ -192,17 +192,7 @@ Action attach_generate(CLI::App& app) {
   app.add_option("--prompt", a->prompt, "text to go on from; may be repeated");
   app.add_option("--prompts", a->prompts_file, "file with one prompt per line");
   app.add_option("--max-tokens", a->max_tokens, "most tokens of an answer");
-  app.add_option("--temperature", a->sampling.temperature, "0: always the most likely token");
-  app.add_option("--top-k", a->sampling.top_k, "draw from the k most likely; 0: all");
-  app.add_option("--top-p", a->sampling.top_p, "draw from the most likely that hold this mass");
-  app.add_option("--min-p", a->sampling.min_p,
-                 "draw from tokens at least this likely, relative to the most likely");
-  app.add_option("--repetition-penalty", a->sampling.repetition_penalty,
-                 "divides the positive logits of tokens seen before");
-  app.add_option("--frequency-penalty", a->sampling.frequency_penalty,
-                 "taken off a token's logit for each time it was drawn");
-  app.add_option("--presence-penalty", a->sampling.presence_penalty,
-                 "taken off the logits of tokens that were drawn");
+  add_sampling_options(app, a->sampling);
   app.add_option("--seed", a->seed, "of the sampling noise; the same seed gives the same text");
   app.add_option("--stop", a->stop, "the text ends before this string; may be repeated");
   app.add_option("--logprobs", a->sampling.logprobs,

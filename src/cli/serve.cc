@@ -133,11 +133,16 @@ ExitCode serve(const ServeArguments& a) {
     std::this_thread::sleep_for(std::chrono::seconds(2));
   }
   server.drain(0);
+  const int cut = server.in_flight();
   engine.stop();
   server.finish(a.server.limits.write_seconds);
   server.stop();
   if (!failure.empty()) throw CommError("serving ended: {}", failure);
-  log_info("ended: every accepted request was answered");
+  if (cut > 0) {
+    log_warn("ended: {} requests were cut short; --drain-seconds gives them more time", cut);
+  } else {
+    log_info("ended: every accepted request was answered");
+  }
   return ExitCode::kDone;
 }
 

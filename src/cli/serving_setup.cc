@@ -28,6 +28,20 @@ size_t available_bytes() {
 
 }  // namespace
 
+void add_sampling_options(CLI::App& app, SamplingParams& sampling) {
+  app.add_option("--temperature", sampling.temperature, "0: always the most likely token");
+  app.add_option("--top-k", sampling.top_k, "draw from the k most likely; 0: all");
+  app.add_option("--top-p", sampling.top_p, "draw from the most likely that hold this mass");
+  app.add_option("--min-p", sampling.min_p,
+                 "draw from tokens at least this likely, relative to the most likely");
+  app.add_option("--repetition-penalty", sampling.repetition_penalty,
+                 "divides the positive logits of tokens seen before");
+  app.add_option("--frequency-penalty", sampling.frequency_penalty,
+                 "taken off a token's logit for each time it was drawn");
+  app.add_option("--presence-penalty", sampling.presence_penalty,
+                 "taken off the logits of tokens that were drawn");
+}
+
 void add_serving_options(CLI::App& app, ServingArguments& a) {
   app.add_option("--threads", a.threads, "threads per rank; 0: the node's cores over its ranks");
   app.add_option("--context", a.context,

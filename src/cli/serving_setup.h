@@ -29,6 +29,8 @@ struct ServingArguments {
   bool fixed_depth = false;
 };
 void add_serving_options(CLI::App& app, ServingArguments& arguments);
+// How tokens are drawn, but for the seed.
+void add_sampling_options(CLI::App& app, SamplingParams& sampling);
 
 // Where a rank's bytes go; decided before the first request and never exceeded.
 struct MemoryPlan {

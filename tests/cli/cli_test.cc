@@ -1,6 +1,5 @@
 // Runs the binary as a shell would and looks at its exit code and both streams.
 #include <sys/wait.h>
-#include <unistd.h>
 
 #include <array>
 #include <catch2/catch.hpp>
@@ -11,6 +10,8 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
+
+#include "tests/support/temporary_folder.h"
 
 namespace {
 
@@ -23,21 +24,15 @@ struct Outcome {
 
 class Shell {
  public:
-  Shell() {
-    std::string pattern = (fs::temp_directory_path() / "degu_cli_XXXXXX").string();
-    folder_ = mkdtemp(pattern.data());
-  }
-  ~Shell() { fs::remove_all(folder_); }
-
   // `arguments` as typed, in a folder of this test's own.
   Outcome degu(const std::string& arguments) const {
-    const std::string command = "cd '" + folder_.string() + "' && ( '" DEGU_BINARY "' " +
-                                arguments + " ) >out.txt 2>err.txt </dev/null";
+    const std::string command = "cd '" + folder_.path() + "' && ( '" DEGU_BINARY "' " + arguments +
+                                " ) >out.txt 2>err.txt </dev/null";
     const int status = std::system(command.c_str());
     return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, text("out.txt"), text("err.txt")};
   }
   void write(const std::string& name, const std::string& content) const {
-    fs::create_directories((folder_ / name).parent_path());
+    fs::create_directories(fs::path(folder_ / name).parent_path());
     std::ofstream(folder_ / name) << content;
   }
 
@@ -48,7 +43,7 @@ class Shell {
     content << file.rdbuf();
     return content.str();
   }
-  fs::path folder_;
+  degu::test::TemporaryFolder folder_;
 };
 
 TEST_CASE("a command line that cannot be understood is one line and exit code 2") {

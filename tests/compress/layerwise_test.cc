@@ -10,7 +10,7 @@
 #include "compress/fold.h"
 #include "compress/tensors.h"
 #include "tests/compress/checkpoints.h"
-#include "tests/io/temporary_folder.h"
+#include "tests/support/temporary_folder.h"
 #include "tests/train/tiny_run.h"
 
 namespace degu {

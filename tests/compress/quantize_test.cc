@@ -7,7 +7,7 @@
 
 #include "comm/thread_comm.h"
 #include "tests/compress/checkpoints.h"
-#include "tests/io/temporary_folder.h"
+#include "tests/support/temporary_folder.h"
 
 namespace degu {
 namespace {

@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "base/random.h"
+#include "tests/support/temporary_folder.h"
 
 namespace {
 
@@ -87,23 +88,14 @@ std::string message_of(const std::function<void()>& action) {
 }
 
 // A folder of its own for each test, removed at the end.
-class TempDir {
+class TempDir : public degu::test::TemporaryFolder {
  public:
-  TempDir() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "degu_yaml_XXXXXX").string();
-    path_ = mkdtemp(pattern.data());
-  }
-  ~TempDir() { std::filesystem::remove_all(path_); }
   std::string write(const std::string& name, std::string_view text) const {
-    const std::filesystem::path file = path_ / name;
+    const std::filesystem::path file = std::filesystem::path(path()) / name;
     std::filesystem::create_directories(file.parent_path());
     std::ofstream(file) << text;
     return file.string();
   }
-  std::string operator/(const std::string& name) const { return (path_ / name).string(); }
-
- private:
-  std::filesystem::path path_;
 };
 
 TEST_CASE("every kind of field is read") {

@@ -21,8 +21,8 @@
 #include "base/timer.h"
 #include "io/atomic_file.h"
 #include "io/checkpoint.h"
-#include "temporary_folder.h"
 #include "tensor/tensor.h"
+#include "tests/support/temporary_folder.h"
 
 namespace degu {
 namespace {

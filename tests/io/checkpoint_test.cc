@@ -13,8 +13,8 @@
 #include "io/atomic_file.h"
 #include "io/checkpoint_manifest.h"
 #include "io/crc32.h"
-#include "temporary_folder.h"
 #include "tensor/tensor.h"
+#include "tests/support/temporary_folder.h"
 
 namespace degu {
 namespace {

@@ -14,7 +14,7 @@
 #include "base/error.h"
 #include "base/random.h"
 #include "io/hdf5.h"
-#include "temporary_folder.h"
+#include "tests/support/temporary_folder.h"
 
 using namespace degu;
 

@@ -11,8 +11,8 @@
 #include "io/atomic_file.h"
 #include "io/checkpoint.h"
 #include "io/exchange.h"
-#include "temporary_folder.h"
 #include "tensor/tensor.h"
+#include "tests/support/temporary_folder.h"
 
 namespace degu {
 namespace {

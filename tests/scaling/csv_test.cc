@@ -11,27 +11,18 @@
 #include "scaling/csv.h"
 #include "scaling/run_table.h"
 #include "scaling/selection.h"
+#include "tests/support/temporary_folder.h"
 
 namespace degu::scaling {
 namespace {
 
-class Folder {
+class Folder : public degu::test::TemporaryFolder {
  public:
-  Folder() {
-    std::string name = (std::filesystem::temp_directory_path() / "degu_csv_XXXXXX").string();
-    REQUIRE(mkdtemp(name.data()));
-    path_ = name;
-  }
-  ~Folder() { std::filesystem::remove_all(path_); }
   std::string write(const std::string& name, const std::string& content) const {
-    std::ofstream(path_ / name, std::ios::binary) << content;
-    return (path_ / name).string();
+    std::ofstream(file(name), std::ios::binary) << content;
+    return file(name);
   }
-  std::string file(const std::string& name) const { return (path_ / name).string(); }
-  std::string path() const { return path_.string(); }
-
- private:
-  std::filesystem::path path_;
+  std::string file(const std::string& name) const { return *this / name; }
 };
 
 TEST_CASE("quotes, comments, blank lines and carriage returns") {

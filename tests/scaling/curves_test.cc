@@ -9,20 +9,13 @@
 #include "base/random.h"
 #include "scaling/fit/fit.h"
 #include "scaling/laws/registry.h"
+#include "tests/support/temporary_folder.h"
 
 namespace degu::scaling {
 namespace {
 
-class SweepFolder {
+class SweepFolder : public degu::test::TemporaryFolder {
  public:
-  SweepFolder() {
-    std::string name = (std::filesystem::temp_directory_path() / "degu_curves_XXXXXX").string();
-    REQUIRE(mkdtemp(name.data()));
-    path_ = name;
-  }
-  ~SweepFolder() { std::filesystem::remove_all(path_); }
-  const std::string& path() const { return path_; }
-
   static double law(double n, double d) {
     return 1.8 + 60 / std::pow(n, .4) + 300 / std::pow(d, .4);
   }
@@ -40,8 +33,8 @@ class SweepFolder {
       r.tokens = steps * per_step;
       r.flops = 6.0 * double(r.n_total) * double(r.tokens);
       r.val_loss = law(double(r.n_total), double(r.tokens));
-      std::filesystem::create_directories(path_ + "/runs/" + r.run);
-      std::ofstream out(path_ + "/runs/" + r.run + "/metrics.jsonl");
+      std::filesystem::create_directories(path() + "/runs/" + r.run);
+      std::ofstream out(path() + "/runs/" + r.run + "/metrics.jsonl");
       out.precision(17);
       for (int64_t step = 9; step < steps; step += 10) {
         const double d = double((step + 1) * per_step);
@@ -59,11 +52,8 @@ class SweepFolder {
     diverged.run = "gone";  // has no curve and needs none
     diverged.status = "diverged";
     runs.push_back(diverged);
-    write_runs_csv(path_ + "/runs.csv", runs);
+    write_runs_csv(path() + "/runs.csv", runs);
   }
-
- private:
-  std::string path_;
 };
 
 FitResult envelope_fit(const RunTable& table, EdgePolicy edge) {

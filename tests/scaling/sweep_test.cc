@@ -2,8 +2,6 @@
 // runs that fail, by crashes and by stops.
 #include "scaling/sweep/sweep.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <atomic>
 #include <catch2/catch.hpp>
@@ -18,25 +16,14 @@
 #include "comm/thread_comm.h"
 #include "scaling/sweep/state.h"
 #include "shape/accounting.h"
+#include "tests/support/temporary_folder.h"
 
 namespace degu::scaling {
 namespace {
 
 constexpr int64_t kSequence = 64;
 
-class Folder {
- public:
-  Folder() {
-    std::string name = (std::filesystem::temp_directory_path() / "degu_sweep_XXXXXX").string();
-    REQUIRE(mkdtemp(name.data()));
-    path_ = name;
-  }
-  ~Folder() { std::filesystem::remove_all(path_); }
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-};
+using Folder = degu::test::TemporaryFolder;
 
 RunDefaults defaults() {
   RunDefaults d;

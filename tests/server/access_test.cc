@@ -6,7 +6,7 @@
 #include <fstream>
 
 #include "base/error.h"
-#include "tests/io/temporary_folder.h"
+#include "tests/support/temporary_folder.h"
 
 namespace degu {
 namespace {

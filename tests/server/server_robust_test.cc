@@ -15,8 +15,11 @@ using testing::Served;
 using testing::small_options;
 using testing::small_tokenizer;
 
-json long_request() {
-  return {{"prompt", "abc"}, {"max_tokens", 240}, {"ignore_eos", true}, {"stream", true}};
+// The small model makes ten thousand tokens a second and more: an answer that must still be on its
+// way when the test looks has thousands.
+const EngineOptions kLongAnswers = {.context = 7000, .max_running = 24};
+json long_request(int tokens) {
+  return {{"prompt", "abc"}, {"max_tokens", tokens}, {"ignore_eos", true}, {"stream", true}};
 }
 
 bool idle(const Served& served) {
@@ -30,10 +33,8 @@ double count_of(const Served& served, const std::string& name) {
 }
 
 TEST_CASE("a client that leaves ends its answer") {
-  // Longer than any server needs to notice.
-  Served served(small_options(), {.context = 7000, .max_running = 1});
-  json body = long_request();
-  body["max_tokens"] = 6900;
+  Served served(small_options(), kLongAnswers);
+  json body = long_request(6900);
   SECTION("in the middle of a stream") {
     for (int i = 0; i < 10; ++i) {
       RawClient client(served.port);
@@ -69,7 +70,7 @@ TEST_CASE("a client that does not read is dropped, and holds nobody up") {
   ServerOptions options = small_options();
   options.limits.write_seconds = 0.5;
   Served served(options);
-  json body = long_request();
+  json body = long_request(240);
   body["n"] = 16;
   body["logprobs"] = 20;
   RawClient slow(served.port, 4096);
@@ -174,19 +175,18 @@ TEST_CASE("over the limits: 429 with Retry-After, and /health answers") {
   ServerOptions options = small_options();
   options.limits.concurrent = 3;
   options.limits.connections = 10;
-  Served served(options);
+  Served served(options, kLongAnswers);
   std::vector<std::unique_ptr<RawClient>> busy;
   for (int i = 0; i < 3; ++i) {
     busy.push_back(std::make_unique<RawClient>(served.port));
-    busy.back()->post("/v1/completions", long_request());
+    busy.back()->post("/v1/completions", long_request(6900));
     busy.back()->read_until("data: ");
   }
   const auto refused = served.post("/v1/completions", {{"prompt", "abc"}});
-  if (served.server.in_flight() == 3) {  // else one was through already
-    CHECK(refused->status == 429);
-    CHECK(refused->get_header_value("Retry-After") == "1");
-    CHECK(json::parse(refused->body)["error"]["type"].get<std::string>() == "rate_limit_error");
-  }
+  REQUIRE(served.server.in_flight() == 3);
+  CHECK(refused->status == 429);
+  CHECK(refused->get_header_value("Retry-After") == "1");
+  CHECK(json::parse(refused->body)["error"]["type"].get<std::string>() == "rate_limit_error");
   CHECK(served.client().Get("/health")->status == 200);
   // Clients that connect and say nothing take no place from those that ask.
   std::vector<std::unique_ptr<RawClient>> silent;
@@ -232,8 +232,8 @@ TEST_CASE("more open requests than connections: the rest waits, or is told to co
 }
 
 TEST_CASE("a full queue of the engine is 429 too") {
-  Served served(small_options(), {.context = 256, .max_running = 1, .max_waiting = 4});
-  json body = long_request();
+  Served served(small_options(), {.context = 1100, .max_running = 1, .max_waiting = 4});
+  json body = long_request(1000);
   body["n"] = 5;  // one may run, four wait: some of ten do not fit
   body["stream"] = false;
   std::atomic<int> full{0};
@@ -255,8 +255,8 @@ TEST_CASE("a full queue of the engine is 429 too") {
 TEST_CASE("an answer ends at the server's time limit") {
   ServerOptions options = small_options();
   options.limits.request_seconds = 0.02;
-  Served served(options);
-  json body = long_request();
+  Served served(options, kLongAnswers);
+  json body = long_request(6900);
   body["stream"] = false;
   body["n"] = 16;
   const json out = json::parse(served.post("/v1/completions", body)->body);
@@ -273,7 +273,7 @@ struct Outcomes {
 };
 
 void load(const Served& served, Outcomes& outcomes, std::atomic<bool>& over, int tokens) {
-  json body = long_request();
+  json body = long_request(240);
   body["max_tokens"] = tokens;
   while (!over) {
     body["stream"] = !body["stream"].get<bool>();
@@ -328,9 +328,9 @@ TEST_CASE("an orderly end under load answers everything that was accepted") {
 }
 
 TEST_CASE("while ending, readiness fails and new requests are refused") {
-  Served served;
+  Served served(small_options(), kLongAnswers);
   RawClient running(served.port);
-  running.post("/v1/completions", long_request());
+  running.post("/v1/completions", long_request(3000));
   running.read_until("data: ");
   CHECK_FALSE(served.server.drain(0));
   const auto ready = served.client().Get("/ready");
@@ -369,7 +369,7 @@ TEST_CASE("when passes fail, clients and /ready hear the reason") {
   const int port = server.start();
   std::thread computing([&] { engine.run(); });
   httplib::Client client("127.0.0.1", port);
-  json body = long_request();
+  json body = long_request(240);
   SECTION("streamed") {
     const auto answer = client.Post("/v1/completions", body.dump(), "application/json");
     REQUIRE(answer);
