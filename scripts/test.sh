@@ -59,7 +59,7 @@ run_ctest() {  # FOLDER ARGUMENTS…: ctest's own closing lines end the output
   local status=0
   ctest --test-dir "$folder" --output-on-failure --no-tests=error "$@" || status=$?
   # ctest keeps the output of tests that passed to itself; what they left out is told all the same.
-  grep -ihE '\bskipped\b' "$folder/Testing/Temporary/LastTest.log" | sort | uniq -c | sed 's/^ */left out, times /' || true
+  grep -hE '\bskipped: |: SKIPPED' "$folder/Testing/Temporary/LastTest.log" | sort | uniq -c | sed 's/^ */left out, times /' || true
   return $status
 }
 

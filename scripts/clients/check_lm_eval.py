@@ -9,6 +9,7 @@ over the same windows, and the cloze must be solved better than by chance. Print
 """
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -58,7 +59,7 @@ def texts(shards: pathlib.Path, tokenizer, count: int, tokens: int) -> list[str]
             ids, offsets = file["tokens"][:], file["document_offsets"][:]
         pieces = [[int(t) for t in ids[a:b] if t not in (1, 2)][:tokens] for a, b in zip(offsets, offsets[1:])]
         by_domain.append([tokenizer.decode(p) for p in pieces if len(p) == tokens])
-    mixed = [text for group in zip(*by_domain) for text in group]
+    mixed = [text for group in itertools.zip_longest(*by_domain) for text in group if text is not None]
     if len(mixed) < count:
         sys.exit(f"{shards}: {len(mixed)} documents of {tokens} tokens, {count} are wanted")
     return mixed[:count]
@@ -82,13 +83,13 @@ def make_tasks(folder: pathlib.Path, documents: list[str]) -> None:
 
 
 def own_bits_per_byte(url: str, model: str, tokenizer, documents: list[str], most: int) -> float:
-    """The same windows, asked for without the harness."""
+    """The same windows of at most `most` tokens, asked for without the harness."""
     nats = size = 0.0
     for text in documents:
         ids = tokenizer.encode(text, add_special_tokens=False)
         size += len(text.encode())
-        windows = get_rolling_token_windows(token_list=ids, prefix_token=tokenizer.eos_token_id, max_seq_len=most,
-                                            context_len=1)
+        windows = get_rolling_token_windows(token_list=ids, prefix_token=tokenizer.bos_token_id,
+                                            max_seq_len=most - 1, context_len=1)
         for context, scored in map(make_disjoint_window, windows):
             answer = requests.post(url + "/v1/completions", timeout=600, json={
                 "model": model, "prompt": (context + scored)[-most:], "max_tokens": 0, "echo": True, "logprobs": 0})
@@ -118,7 +119,7 @@ def main() -> int:
                         "max_length": served["max_model_len"], "num_concurrent": 4, "batch_size": 4},
             tasks=["rolling", "cloze"], task_manager=TaskManager(include_path=name, include_defaults=False),
             bootstrap_iters=0)["results"]
-    own = own_bits_per_byte(arguments.url, served["id"], tokenizer, documents, served["max_model_len"] - 1)
+    own = own_bits_per_byte(arguments.url, served["id"], tokenizer, documents, served["max_model_len"] - 1)  # the harness keeps one free
     report = {"documents": len(documents), "bits_per_byte": results["rolling"]["bits_per_byte,none"],
               "bits_per_byte_without_harness": own, "cloze_accuracy": results["cloze"]["acc,none"]}
     print(json.dumps(report))

@@ -41,11 +41,13 @@ std::string format_duration(double seconds) {
   return fmt::format("{} h {} min", whole / 3600, whole % 3600 / 60);
 }
 
-Progress::Progress(std::string title, int64_t total, Unit unit)
+Progress::Progress(std::string title, int64_t total, Unit unit, int64_t done)
     : title_(std::move(title)),
       total_(total),
       unit_(unit),
-      terminal_(::isatty(STDERR_FILENO) == 1) {
+      terminal_(::isatty(STDERR_FILENO) == 1),
+      before_(done),
+      done_(done) {
   next_draw_ = terminal_ ? 0.0 : kLogSeconds;
 }
 
@@ -60,9 +62,8 @@ void Progress::clear() {
   drawn_ = false;
 }
 
-std::string Progress::text(std::string_view note) const {
-  const double elapsed = timer_.seconds();
-  const double rate = elapsed > 0 ? static_cast<double>(done_) / elapsed : 0.0;
+std::string Progress::line(double seconds, std::string_view note) const {
+  const double rate = seconds > 0 ? static_cast<double>(done_ - before_) / seconds : 0.0;
   std::string out = title_;
   if (total_ > 0) {
     const double share =
@@ -72,8 +73,9 @@ std::string Progress::text(std::string_view note) const {
       out += fmt::format(" [{:=<{}}{: <{}}]", "", filled, "", kBarWidth - filled);
     }
     out += fmt::format(" {:3.0f}%", 100.0 * share);
-    if (share > 0 && elapsed > 1) {
-      out += fmt::format(", {} left", format_duration(elapsed * (1.0 - share) / share));
+    if (rate > 0 && seconds > 1) {
+      const double left = static_cast<double>(total_ - done_) / rate;
+      out += fmt::format(", {} left", format_duration(left));
     }
   } else {
     out += " " + format_amount(done_, unit_);
@@ -89,12 +91,12 @@ void Progress::set(int64_t done, std::string_view note) {
   if (now < next_draw_) return;
   if (terminal_) {
     next_draw_ = now + kRedrawSeconds;
-    fmt::print(stderr, "\r\x1b[K{}", text(note));
+    fmt::print(stderr, "\r\x1b[K{}", line(now, note));
     std::fflush(stderr);
     drawn_ = true;
   } else {
     next_draw_ = now + kLogSeconds;
-    log_info("{}", text(note));
+    log_info("{}", line(now, note));
   }
 }
 

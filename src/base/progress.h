@@ -16,8 +16,9 @@ class Progress {
   // How amounts are written: plain counts, or bytes as MB and GB.
   enum class Unit { kCount, kBytes };
 
-  // `total` 0: unknown; then amount and rate are shown without a share.
-  Progress(std::string title, int64_t total, Unit unit = Unit::kCount);
+  // `total` 0: unknown; then amount and rate are shown without a share. `done` of it was done
+  // before (a task that goes on where it was stopped), so it took none of this task's time.
+  Progress(std::string title, int64_t total, Unit unit = Unit::kCount, int64_t done = 0);
   ~Progress();  // removes the bar
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
@@ -27,15 +28,16 @@ class Progress {
   void add(int64_t amount, std::string_view note = {}) { set(done_ + amount, note); }
   // Removes the bar from the line, so that a log line can be written; the next `set` redraws it.
   void clear();
+  // What is shown, were `seconds` gone since the beginning.
+  std::string line(double seconds, std::string_view note = {}) const;
 
  private:
-  std::string text(std::string_view note) const;
-
   std::string title_;
   int64_t total_;
   Unit unit_;
   bool terminal_;
-  int64_t done_ = 0;
+  int64_t before_;
+  int64_t done_;
   double next_draw_ = 0;
   bool drawn_ = false;
   Timer timer_;

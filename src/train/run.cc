@@ -245,8 +245,10 @@ RunResult Run::go() {
   stop_on_signals();
   const TrainConfig& t = trainer_.config().train;
   std::optional<Progress> progress;
-  if (options_.live && first()) progress.emplace("train", trainer_.plan().steps);
   int64_t saved = trainer_.next_step();
+  if (options_.live && first()) {
+    progress.emplace("train", trainer_.plan().steps, Progress::Unit::kCount, saved);
+  }
   while (!trainer_.finished()) {
     if (result_.stop_reason = why_stop(); !result_.stop_reason.empty()) break;
     const StepResult step = timed_step();

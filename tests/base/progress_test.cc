@@ -19,3 +19,12 @@ TEST_CASE("amounts and durations for people", "[progress]") {
   CHECK(format_duration(190) == "3 min 10 s");
   CHECK(format_duration(7500) == "2 h 5 min");
 }
+
+TEST_CASE("what was done before takes no part in rate and time left", "[progress]") {
+  Progress fresh("train", 100), resumed("train", 100, Progress::Unit::kCount, 90);
+  CHECK_THAT(resumed.line(5.0), Catch::EndsWith(" 90%, 0/s"));
+  fresh.set(10);
+  resumed.set(95);
+  CHECK_THAT(fresh.line(20.0), Catch::EndsWith(" 10%, 3 min 0 s left, 1/s"));
+  CHECK_THAT(resumed.line(5.0, "loss 2"), Catch::EndsWith(" 95%, 5 s left, 1/s, loss 2"));
+}
