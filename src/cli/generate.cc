@@ -11,6 +11,7 @@
 #include "cli/serving_setup.h"
 #include "infer/engine.h"
 #include "io/atomic_file.h"
+#include "train/route_file.h"
 
 namespace degu {
 namespace {
@@ -77,21 +78,15 @@ nlohmann::json to_json(const std::string& prompt, const Answer& answer,
   return out;
 }
 
-// One line per token: prompt, position, token, and the experts by MoE layer.
 void write_routes(const std::string& path, const std::vector<Answer>& answers, int top_k) {
   std::string text;
   for (size_t i = 0; i < answers.size(); ++i) {
-    int64_t position = 0;
+    RouteLine line{.text = static_cast<int64_t>(i), .experts_LK = {}};
     for (const TokenRecord& t : answers[i].tokens) {
-      nlohmann::json layers = nlohmann::json::array();
-      for (size_t at = 0; at < t.experts_LK.size(); at += static_cast<size_t>(top_k)) {
-        layers.push_back(
-            std::vector<int32_t>(t.experts_LK.begin() + static_cast<std::ptrdiff_t>(at),
-                                 t.experts_LK.begin() + static_cast<std::ptrdiff_t>(at) + top_k));
-      }
-      const nlohmann::json line = {
-          {"prompt", i}, {"position", position++}, {"token", t.token}, {"experts", layers}};
-      text += line.dump() + "\n";
+      line.token = t.token;
+      line.experts_LK = t.experts_LK;
+      text += to_text(line, top_k);
+      ++line.position;
     }
   }
   write_file_atomic(path, text);

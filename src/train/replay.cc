@@ -1,124 +1,30 @@
 #include "train/replay.h"
 
 #include <algorithm>
-#include <fstream>
-#include <nlohmann/json.hpp>
 
 #include "nn/head.h"
+#include "train/route_file.h"
 
 namespace degu {
 namespace {
 
-using Json = nlohmann::json;
-
-int64_t moe_layers(const ModelShape& shape) {
-  int64_t layers = 0;
-  for (int l = 0; l < shape.layers; ++l) layers += shape.is_moe_layer(l) ? 1 : 0;
-  return layers;
+RecordedRoutes joined(const std::vector<RouteLine>& text, const ModelShape& shape) {
+  const auto tokens = static_cast<int64_t>(text.size());
+  const int64_t layers = moe_layers(shape);
+  const int64_t k = shape.moe.top_k;
+  RecordedRoutes out;
+  out.experts_LTK.assign(static_cast<size_t>(layers * tokens * k), -1);
+  for (int64_t t = 0; t < tokens; ++t) {
+    const RouteLine& line = text[static_cast<size_t>(t)];
+    out.tokens_T.push_back(line.token);
+    if (line.experts_LK.empty()) continue;
+    for (int64_t l = 0; l < layers; ++l) {
+      std::copy_n(line.experts_LK.begin() + l * k, k,
+                  out.experts_LTK.begin() + (l * tokens + t) * k);
+    }
+  }
+  return out;
 }
-
-// One line of the file.
-struct RouteLine {
-  int64_t prompt = 0;
-  int64_t position = 0;
-  int32_t token = 0;
-  std::vector<int32_t> experts_LK;  // empty: not recorded
-};
-
-class RouteReader {
- public:
-  RouteReader(const std::string& path, const ModelShape& shape)
-      : path_(path), shape_(shape), layers_(moe_layers(shape)) {
-    if (layers_ == 0) throw DataError("{}: a dense model has no experts to replay", path);
-  }
-
-  std::vector<RecordedRoutes> read() {
-    std::ifstream file(path_);
-    if (!file) throw IoError("{}: cannot be read; it is a file of degu generate --routes", path_);
-    std::vector<RouteLine> text;
-    std::vector<RecordedRoutes> texts;
-    for (std::string line; std::getline(file, line);) {
-      ++number_;
-      RouteLine next = parse(line);
-      if (!text.empty() && next.prompt != text.front().prompt) {
-        texts.push_back(joined(text));
-        text.clear();
-      }
-      if (next.position != static_cast<int64_t>(text.size())) {
-        fail(fmt::format("position {} follows {} tokens of its text", next.position, text.size()));
-      }
-      text.push_back(std::move(next));
-    }
-    if (!text.empty()) texts.push_back(joined(text));
-    if (texts.empty()) throw DataError("{}: holds no routes", path_);
-    return texts;
-  }
-
- private:
-  [[noreturn]] void fail(const std::string& what) const {
-    throw DataError("{}:{}: {}; were these routes recorded with this model?", path_, number_, what);
-  }
-
-  RouteLine parse(const std::string& line) const {
-    RouteLine out;
-    try {
-      const Json json = Json::parse(line);
-      out.prompt = json.at("prompt").get<int64_t>();
-      out.position = json.at("position").get<int64_t>();
-      out.token = json.at("token").get<int32_t>();
-      const Json& layers = json.at("experts");
-      if (out.token < 0 || out.token >= shape_.vocab) {
-        fail(fmt::format("token {} is not in the vocabulary of {}", out.token, shape_.vocab));
-      }
-      if (layers.empty()) return out;
-      if (static_cast<int64_t>(layers.size()) != layers_) {
-        fail(fmt::format("{} MoE layers, the model has {}", layers.size(), layers_));
-      }
-      for (const Json& layer : layers) add_layer(layer.get<std::vector<int32_t>>(), out.experts_LK);
-    } catch (const Json::exception& error) {
-      fail(fmt::format("not a line of routes ({})", error.what()));
-    }
-    return out;
-  }
-
-  void add_layer(const std::vector<int32_t>& experts, std::vector<int32_t>& experts_LK) const {
-    if (static_cast<int>(experts.size()) != shape_.moe.top_k) {
-      fail(fmt::format("{} experts for a token, the model takes {}", experts.size(),
-                       shape_.moe.top_k));
-    }
-    for (size_t k = 0; k < experts.size(); ++k) {
-      if (experts[k] < 0 || experts[k] >= shape_.moe.experts) {
-        fail(fmt::format("expert {} of {}", experts[k], shape_.moe.experts));
-      }
-      if (std::count(experts.begin(), experts.end(), experts[k]) > 1) {
-        fail(fmt::format("expert {} twice for one token", experts[k]));
-      }
-    }
-    experts_LK.insert(experts_LK.end(), experts.begin(), experts.end());
-  }
-
-  RecordedRoutes joined(const std::vector<RouteLine>& text) const {
-    const auto tokens = static_cast<int64_t>(text.size());
-    const int64_t k = shape_.moe.top_k;
-    RecordedRoutes out;
-    out.experts_LTK.assign(static_cast<size_t>(layers_ * tokens * k), -1);
-    for (int64_t t = 0; t < tokens; ++t) {
-      const RouteLine& line = text[static_cast<size_t>(t)];
-      out.tokens_T.push_back(line.token);
-      if (line.experts_LK.empty()) continue;
-      for (int64_t l = 0; l < layers_; ++l) {
-        std::copy_n(line.experts_LK.begin() + l * k, k,
-                    out.experts_LTK.begin() + (l * tokens + t) * k);
-      }
-    }
-    return out;
-  }
-
-  const std::string& path_;
-  const ModelShape& shape_;
-  int64_t layers_;
-  int64_t number_ = 0;
-};
 
 SequenceBatch one_sequence(const std::vector<int32_t>& tokens) {
   SequenceBatch batch;
@@ -172,7 +78,23 @@ void count_rerouted(Pass& pass, const RecordedRoutes& routes, int64_t top_k, Rep
 }  // namespace
 
 std::vector<RecordedRoutes> read_routes(const std::string& path, const ModelShape& shape) {
-  return RouteReader(path, shape).read();
+  RouteReader reader(path, shape);
+  std::vector<RouteLine> text;
+  std::vector<RecordedRoutes> texts;
+  for (RouteLine line; reader.next(line);) {
+    if (!text.empty() && line.text != text.front().text) {
+      texts.push_back(joined(text, shape));
+      text.clear();
+    }
+    if (line.position != static_cast<int64_t>(text.size())) {
+      reader.fail(
+          fmt::format("position {} follows {} tokens of its text", line.position, text.size()));
+    }
+    text.push_back(line);
+  }
+  if (text.empty()) throw DataError("{}: holds no routes", path);
+  texts.push_back(joined(text, shape));
+  return texts;
 }
 
 void replay(Activations& activations, const RecordedRoutes* routes) {

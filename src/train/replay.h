@@ -1,5 +1,5 @@
-// Recorded routes (`degu generate --routes`), read back so that a pass sends each token to the
-// experts it took when it was generated: what trains on a model's own text must not see other
+// Recorded routes (`degu generate --routes`, train/step_routes.h), read back so that a pass sends
+// each token to the experts it took then: what trains on a model's own text must not see other
 // experts than served it.
 #pragma once
 
@@ -19,13 +19,12 @@ struct RecordedRoutes {
   std::vector<int32_t> experts_LTK;
 };
 
-// DataError with file:line for what is no route of a model of this shape: another number of MoE
-// layers or of experts per token, an expert or token that it does not have, the same expert twice,
-// positions out of order. IoError when the file cannot be read.
+// All texts of a file. Errors as RouteReader (train/route_file.h); DataError for positions out of
+// order too.
 std::vector<RecordedRoutes> read_routes(const std::string& path, const ModelShape& shape);
 
-// Makes the pass over `routes.tokens_T` (one sequence, from its first row on) take the recorded
-// experts; null: the router's own choice again.
+// Makes the pass over `routes.tokens_T` (its rows, from the first on) take the recorded experts,
+// which must outlive it; null: the router's own choice again.
 void replay(Activations& activations, const RecordedRoutes* routes);
 
 struct ReplayLoss {

@@ -83,6 +83,7 @@ class Run {
   const TokenDataset& dataset_;
   Trainer trainer_;
   std::unique_ptr<MetricsLog> metrics_;
+  std::unique_ptr<RouteLog> routes_;
   std::unique_ptr<Trace> trace_;
   RunResult result_;
   Timer wall_;              // of this start, for max_minutes
@@ -122,6 +123,9 @@ void Run::start() {
     write_front_matter();
     metrics_ =
         std::make_unique<MetricsLog>(options_.folder + "/metrics.jsonl", trainer_.next_step());
+    if (trainer_.routes() == nullptr) return;
+    routes_ = std::make_unique<RouteLog>(options_.folder + "/routes.jsonl",
+                                         trainer_.next_step() * trainer_.plan().tokens_per_step());
   });
 }
 
@@ -252,6 +256,7 @@ RunResult Run::go() {
   while (!trainer_.finished()) {
     if (result_.stop_reason = why_stop(); !result_.stop_reason.empty()) break;
     const StepResult step = timed_step();
+    if (routes_) routes_->write(trainer_.routes()->lines(step.step));
     result_.train_loss = step.loss;
     result_.skipped_steps += step.skipped;
     const int64_t done = trainer_.next_step();

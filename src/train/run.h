@@ -4,6 +4,7 @@
 //   <folder>/environment.json   machine, ranks, versions
 //   <folder>/metrics.jsonl      docs/formats/metrics.md
 //   <folder>/checkpoints/step-…  docs/formats/checkpoint.md
+//   <folder>/routes.jsonl       with train.record_routes
 //   <folder>/trace-rank-….json  with RunOptions::trace
 //   <folder>/result.json        once the run is complete
 #pragma once

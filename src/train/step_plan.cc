@@ -94,6 +94,10 @@ void RunConfig::check() const {
         "scores to bias; set it to 0",
         train.balance.bias_update);
   }
+  if (model.moe.experts == 0 && (train.record_routes || !train.replay_routes.empty())) {
+    throw ConfigError("train.{}: a dense model (model.moe.experts: 0) has no routes; leave it out",
+                      train.record_routes ? "record_routes" : "replay_routes");
+  }
 }
 
 StepPlan plan_steps(const RunConfig& config, const Layout& layout) {

@@ -1,6 +1,8 @@
 // The `train:` and `cluster:` parts of a run's YAML, and the whole run.
 #pragma once
 
+#include <string>
+
 #include "config/fields.h"
 #include "data/data_config.h"
 #include "shape/model_shape.h"
@@ -95,6 +97,8 @@ struct TrainConfig {
   int keep_checkpoints = 2;
   int log_every = 10;
   int max_bad_steps = 10;
+  bool record_routes = false;
+  std::string replay_routes;
 
   void fields(Fields& f) {
     f("precision", precision, "type of weights and activations: bf16 or fp32 (masters are fp32)");
@@ -117,6 +121,11 @@ struct TrainConfig {
     f("log_every", log_every, "steps between lines of metrics.jsonl");
     f("max_bad_steps", max_bad_steps,
       "skipped steps with non-finite gradients before the run fails");
+    f("record_routes", record_routes,
+      "write the experts of every token of every step to routes.jsonl in the run's folder");
+    f("replay_routes", replay_routes,
+      "a file of such routes for the same batches: tokens take the experts in it, with gates and "
+      "gradients from the current router; empty: the router chooses");
   }
   void check() const;
 };

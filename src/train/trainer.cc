@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "comm/agree.h"
 #include "kernels/api/elementwise.h"
 #include "shape/accounting.h"
 
@@ -95,6 +96,10 @@ Trainer::Trainer(const RunConfig& config, const TokenDataset& dataset, Communica
         "model.vocab is {} but the data's tokenizer has {} pieces; set model.vocab: {}",
         config.model.vocab, dataset.vocab_size(), dataset.vocab_size());
   }
+  if (config.train.record_routes) routes_.emplace(config.model, plan_);
+  if (!config.train.replay_routes.empty()) {
+    run_together(world, [&] { replay_.emplace(config.train.replay_routes, config.model, plan_); });
+  }
   make_regions();
   parameters_.initialise(context_, static_cast<uint64_t>(config.train.seed));
   parameters_.pack(context_);
@@ -142,13 +147,21 @@ void Trainer::leaf(RegionKind kind, bool begin) {
   }
 }
 
+int64_t Trainer::first_sequence(int64_t micro) const {
+  return mesh_.layout().units(plan_.units, plan_.micro_batches, micro).begin * plan_.unit_sequences;
+}
+
 void Trainer::run_micro_batch(int64_t micro, int64_t counted, StepSums& sums) {
   const TrainConfig& t = config_.train;
   const BalanceWeights weights{
       .aux_per_group = t.balance.aux_loss / static_cast<double>(plan_.balance_groups()),
       .z_per_token = t.balance.z_loss / static_cast<double>(plan_.tokens_per_step())};
   pass_.load(micro_batches_[at(micro)]);
+  if (replay_) replay(pass_.activations(), &replay_->routes()[at(micro)]);
   pass_.forward(context_, weights);
+  if (routes_) {
+    routes_->record(first_sequence(micro), micro_batches_[at(micro)], pass_.activations());
+  }
   head_loss_backward(context_, pass_.h_TD(), parameters_.head(), model_.logit_multiplier(),
                      pass_.targets(), 1.0f / static_cast<float>(counted), pass_.groups().units,
                      head_chunks_, *head_sink_, pass_.loss_T(), pass_.dh_TD());
@@ -157,16 +170,13 @@ void Trainer::run_micro_batch(int64_t micro, int64_t counted, StepSums& sums) {
   pass_.backward(context_, weights, pass_.dh_TD());
   for (RegionKind kind : kinds) leaf(kind, false);
 
-  const int64_t first =
-      mesh_.layout().units(plan_.units, plan_.micro_batches, micro).begin * plan_.unit_sequences;
-  pass_.sequence_losses(sums.losses().subspan(at(first), at(plan_.micro_sequences)));
+  pass_.sequence_losses(
+      sums.losses().subspan(at(first_sequence(micro)), at(plan_.micro_sequences)));
   record_balance(micro, sums);
 }
 
 void Trainer::record_balance(int64_t micro, StepSums& sums) {
-  const int64_t first_sequence =
-      mesh_.layout().units(plan_.units, plan_.micro_batches, micro).begin * plan_.unit_sequences;
-  const int64_t first_group = first_sequence / plan_.balance_sequences;
+  const int64_t first_group = first_sequence(micro) / plan_.balance_sequences;
   for (int64_t layer = 0, moe = 0; layer < config_.model.layers; ++layer) {
     if (!config_.model.is_moe_layer(static_cast<int>(layer))) continue;
     const BalanceRecord& record = pass_.activations().blocks[at(layer)].moe.balance;
@@ -270,21 +280,28 @@ StepResult Trainer::summarise(StepSums& sums, int64_t counted) const {
   return result;
 }
 
-StepResult Trainer::step() {
-  int64_t counted = 0;
+void Trainer::read_batches() {
+  std::vector<int64_t> firsts;
   for (int64_t m = 0; m < plan_.micro_batches; ++m) {
-    const int64_t first =
-        mesh_.layout().units(plan_.units, plan_.micro_batches, m).begin * plan_.unit_sequences;
-    SequenceBatch& batch = micro_batches_[at(m)];
-    reader_.read_sequences(next_step_, first, plan_.micro_sequences, batch);
-    counted += batch.counted_targets;
+    firsts.push_back(first_sequence(m));
+    reader_.read_sequences(next_step_, firsts.back(), plan_.micro_sequences, micro_batches_[at(m)]);
   }
+  if (routes_) routes_->begin();
+  if (!replay_) return;
+  run_together(world_, [&] { replay_->read(next_step_, micro_batches_, firsts); });
+}
+
+StepResult Trainer::step() {
+  read_batches();
+  int64_t counted = 0;
+  for (const SequenceBatch& batch : micro_batches_) counted += batch.counted_targets;
   world_.all_reduce(context_, View<int64_t>(&counted, {1}), Reduce::kSum, Order::kAny);
   counted = std::max<int64_t>(counted, 1);
 
   StepSums sums(plan_, moe_layers(), config_.model.moe.experts);
   for (int64_t m = 0; m < plan_.micro_batches; ++m) run_micro_batch(m, counted, sums);
   sums.all_reduce(context_, world_);
+  if (routes_) routes_->share(context_, world_);
   reduce_gradients();
   const double norm = gradient_norm();
 

@@ -7,6 +7,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,6 +20,7 @@
 #include "train/gradients.h"
 #include "train/pass.h"
 #include "train/step_plan.h"
+#include "train/step_routes.h"
 
 namespace degu {
 
@@ -59,6 +61,8 @@ class Trainer {
   // One optimizer step. Collective. NumericError on all ranks alike when non-finite gradients have
   // reached train.max_bad_steps in a row.
   StepResult step();
+  // The last step's, with train.record_routes; null without.
+  const StepRoutes* routes() const { return routes_ ? &*routes_ : nullptr; }
   // Loss on the fixed validation set. Collective.
   ValidationResult validate();
 
@@ -92,6 +96,8 @@ class Trainer {
 
   void make_regions();
   void leaf(RegionKind kind, bool begin);
+  int64_t first_sequence(int64_t micro) const;  // of this rank's pass, in the step's batch
+  void read_batches();
   void run_micro_batch(int64_t micro, int64_t counted, StepSums& sums);
   void record_balance(int64_t micro, StepSums& sums);
   void reduce_gradients();
@@ -120,6 +126,8 @@ class Trainer {
   LeafSink* head_sink_ = nullptr;
   int64_t all_blocks_ = 0;
   std::vector<SequenceBatch> micro_batches_;
+  std::optional<StepRoutes> routes_;
+  std::optional<RouteReplay> replay_;
   double flops_per_token_ = 0;
   int64_t next_step_ = 0;
   int64_t bad_steps_ = 0;
