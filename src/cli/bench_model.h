@@ -10,6 +10,8 @@ namespace degu {
 Action attach_bench_checkpoint(CLI::App& app);
 // Loads a checkpoint and times its load, prefill and decode, memory bandwidth probed beside them.
 Action attach_bench_decode(CLI::App& app);
+// Decoding with drafts against plain decoding, in turns.
+Action attach_bench_speculation(CLI::App& app);
 // The read bandwidth of this moment.
 Action attach_bench_memory(CLI::App& app);
 // A server under load (cli/serve_bench.h).

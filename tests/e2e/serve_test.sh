@@ -126,6 +126,18 @@ for level in profile["levels"]:
 assert "recommended" not in profile
 PY
 
+# Decoding with drafts, of an n-gram table and of the model itself, gives plain decoding's text (or the command fails).
+"$degu" bench speculation "$work/run" --draft "$work/run" --pairs 2 --prompt-tokens 24 --max-tokens 8 --streams 1,2 --json >"$work/speculation.json"
+/usr/bin/python3 - "$work/speculation.json" <<'PY'
+import json
+import sys
+
+cases = json.load(open(sys.argv[1]))["cases"]
+assert len(cases) == 2 * 3 * 2 * 2 and {c["drafter"] for c in cases} == {"ngram", "draft"}
+for c in cases:
+    assert 0 < c["lo"] <= c["ratio"] <= c["hi"] and c["mean_depth"] >= 0, c
+PY
+
 # Refused with one line and the usage code.
 code=0
 "$degu" generate "$work/run" --prompts "$work/prompts.txt" --top-p 3 >/dev/null 2>"$work/error.txt" || code=$?
