@@ -93,11 +93,11 @@ void print_comparison(const Comparison& c) {
 
 ExitCode compare(const EvalArguments& arguments, Job& job, const ComparedModel& compared,
                  const std::string& folder, const StepPlan& plan, const ValidationSet& data) {
-  if (job.world().size() > 1) throw ConfigError("--reference compares on one rank");
   LoadedModel reference(arguments.reference);
-  reference.load(job, 1);
-  const Comparison result = compare_models(job.context(), compared,
-                                           {*reference.parameters, *reference.model}, plan, data);
+  reference.load(job, arguments.expert_parallel);
+  const Comparison result = compare_models(
+      job.context(), compared, {*reference.parameters, *reference.model}, plan, data, &job.world());
+  if (job.world().rank() != 0) return ExitCode::kDone;
   if (arguments.json) {
     nlohmann::json json = to_json(result);
     json["checkpoint"] = folder;

@@ -12,6 +12,7 @@
 #include "comm/thread_comm.h"
 #include "compress/policy.h"
 #include "config/yaml.h"
+#include "infer/lanes.h"
 #include "infer/memory_plan.h"
 #include "model/load.h"
 
@@ -87,6 +88,9 @@ RankMemory measure_rank(Communicator& group, const ServedModel& model, const Pla
   const PassLimits limits{.rows = a.pass_tokens, .logit_rows = a.pass_tokens};
   m.weights = parameters.bytes();
   m.workspace = ModelRunner::workspace_bytes(parameters, transformer, limits);
+  if (group.rank() == 0 && group.size() > 1) {
+    m.workspace += GroupLanes::gather_bytes(model.shape, limits, group.size());
+  }
   m.scratch = scratch_bytes(a.threads, parameters, limits, group.size());
   m.page = KvMemory::bytes_per_page(context, model.shape, a.kv == "int8" ? DType::kI8 : activation);
   return m;

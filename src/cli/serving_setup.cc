@@ -137,6 +137,10 @@ ServingSetup::ServingSetup(Job& job, const std::string& checkpoint,
 void ServingSetup::plan_memory() {
   memory_.weights = model_.parameters->bytes();
   memory_.workspace = ModelRunner::workspace_bytes(*model_.parameters, *model_.model, limits_);
+  if (leads() && job_.world().size() > 1) {
+    memory_.workspace +=
+        GroupLanes::gather_bytes(model_.config.model, limits_, job_.world().size());
+  }
   memory_.scratch =
       scratch_bytes(job_.context().threads(), *model_.parameters, limits_, job_.world().size());
   memory_.page = KvMemory::bytes_per_page(job_.context(), model_.config.model, kv_type_);

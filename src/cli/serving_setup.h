@@ -35,7 +35,7 @@ void add_sampling_options(CLI::App& app, SamplingParams& sampling);
 // Where a rank's bytes go; decided before the first request and never exceeded.
 struct MemoryPlan {
   size_t weights = 0;
-  size_t workspace = 0;  // activations and logits of one pass
+  size_t workspace = 0;  // activations and logits of one pass; on rank 0 those of all ranks
   size_t scratch = 0;    // a bound on what operators take besides (infer/memory_plan.h)
   size_t page = 0;       // one page, all layers
   int32_t pages = 0;

@@ -51,6 +51,21 @@ void collect(Communicator& group, Context& context, AnyView mine, AnyView all,
   group.all_to_all_rows(context, mine, send, all, receive).wait();
 }
 
+// Where rank 0 receives.
+struct Gathered {
+  AnyView logit_RV;
+  AnyView expert_LRK;
+};
+Gathered gather_views(Arena& arena, const ModelShape& shape, const PassLimits& limits, int ranks) {
+  Gathered all;
+  all.logit_RV = arena.take(DType::kF32, {ranks * limits.logit_rows, shape.vocab});
+  if (moe_layers(shape) > 0) {
+    all.expert_LRK =
+        arena.take(DType::kI32, {moe_layers(shape), ranks * limits.rows, shape.moe.top_k});
+  }
+  return all;
+}
+
 // The part of one pass that all ranks do alike. On rank 0 `logit_RV` and `expert_LRK` receive.
 PassOutput run_together(Communicator& group, Context& context, ModelRunner& runner,
                         std::span<const PassPlan> plans, AnyView logit_RV, AnyView expert_LRK) {
@@ -77,20 +92,19 @@ PassOutput run_together(Communicator& group, Context& context, ModelRunner& runn
 }  // namespace
 
 GroupLanes::GroupLanes(Communicator& group, Context& context, ModelRunner& runner)
-    : group_(group), context_(context), runner_(runner) {
-  const ModelShape& shape = runner.shape();
-  const PassLimits& limits = runner.limits();
-  const auto lay_out = [&](Arena& arena) {
-    logit_RV_ = arena.take(DType::kF32, {group.size() * limits.logit_rows, shape.vocab});
-    if (moe_layers(shape) > 0) {
-      expert_LRK_ =
-          arena.take(DType::kI32, {moe_layers(shape), group.size() * limits.rows, shape.moe.top_k});
-    }
-  };
+    : group_(group),
+      context_(context),
+      runner_(runner),
+      arena_(gather_bytes(runner.shape(), runner.limits(), group.size())) {
+  const Gathered all = gather_views(arena_, runner.shape(), runner.limits(), group.size());
+  logit_RV_ = all.logit_RV;
+  expert_LRK_ = all.expert_LRK;
+}
+
+size_t GroupLanes::gather_bytes(const ModelShape& shape, const PassLimits& limits, int ranks) {
   Arena counter = Arena::measuring();
-  lay_out(counter);
-  arena_ = Arena(counter.used());
-  lay_out(arena_);
+  gather_views(counter, shape, limits, ranks);
+  return counter.used();
 }
 
 GroupLanes::~GroupLanes() {

@@ -50,6 +50,8 @@ class GroupLanes : public Lanes {
  public:
   // Rank 0 only. Pages and limits must be the same on all ranks.
   GroupLanes(Communicator& group, Context& context, ModelRunner& runner);
+  // What it keeps for the logits and experts of all lanes.
+  static size_t gather_bytes(const ModelShape& shape, const PassLimits& limits, int ranks);
   ~GroupLanes() override;
   int count() const override { return group_.size(); }
   Context& context() override { return context_; }

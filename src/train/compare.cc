@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <functional>
 #include <nlohmann/json.hpp>
+#include <type_traits>
 
 #include "base/random.h"
 #include "nn/head.h"
@@ -155,11 +157,37 @@ nlohmann::json estimate_json(const Estimate& e) {
   return {{"value", e.value}, {"interval", {e.low, e.high}}};
 }
 
+using PassSums = std::vector<TokenSums>;  // per document's part
+
+// What each rank's passes brought, in the order of the passes, on every rank.
+PassSums gathered(Communicator& world, const std::vector<PassSums>& own) {
+  static_assert(std::is_trivially_copyable_v<TokenSums>);
+  std::string bytes;
+  for (const PassSums& pass : own) {
+    const auto count = static_cast<uint64_t>(pass.size());
+    bytes.append(reinterpret_cast<const char*>(&count), sizeof(count));
+    bytes.append(reinterpret_cast<const char*>(pass.data()), pass.size() * sizeof(TokenSums));
+  }
+  const std::vector<std::string> all = world.gather_text(bytes);
+  std::vector<size_t> read(all.size(), 0);
+  PassSums documents;
+  for (size_t rank = 0; read[rank] < all[rank].size(); rank = (rank + 1) % all.size()) {
+    const char* from = all[rank].data() + read[rank];
+    uint64_t count = 0;
+    std::memcpy(&count, from, sizeof(count));
+    const size_t first = documents.size();
+    documents.resize(first + count);
+    std::memcpy(documents.data() + first, from + sizeof(count), count * sizeof(TokenSums));
+    read[rank] += sizeof(count) + count * sizeof(TokenSums);
+  }
+  return documents;
+}
+
 }  // namespace
 
 Comparison compare_models(Context& context, const ComparedModel& model,
                           const ComparedModel& reference, const StepPlan& plan,
-                          const ValidationSet& data) {
+                          const ValidationSet& data, Communicator* world) {
   const ModelShape& a = model.model.shape();
   const ModelShape& b = reference.model.shape();
   if (a.vocab != b.vocab || a.layers != b.layers || a.moe.experts != b.moe.experts ||
@@ -167,11 +195,25 @@ Comparison compare_models(Context& context, const ComparedModel& model,
     throw ConfigError("models of different shapes cannot be compared token by token");
   }
   Comparer comparer(context, model, reference, plan);
-  std::vector<TokenSums> documents;
+  const int64_t ranks = world == nullptr ? 1 : world->size();
+  const int64_t rank = world == nullptr ? 0 : world->rank();
+  std::vector<PassSums> own;
   SequenceBatch batch;
-  for (int64_t first = 0; first < data.sequences(); first += plan.micro_sequences) {
+  // A pass is collective over the expert group: a rank that has run out of sequences repeats the
+  // first ones and drops the result.
+  for (int64_t round = 0; round < data.sequences(); round += plan.micro_sequences * ranks) {
+    const int64_t mine = round + plan.micro_sequences * rank;
+    const int64_t first = mine < data.sequences() ? mine : 0;
     data.read(first, std::min(plan.micro_sequences, data.sequences() - first), batch);
-    comparer.add(batch, documents);
+    PassSums sums;
+    comparer.add(batch, sums);
+    if (first == mine) own.push_back(std::move(sums));
+  }
+  PassSums documents;
+  if (world == nullptr) {
+    for (const PassSums& pass : own) documents.insert(documents.end(), pass.begin(), pass.end());
+  } else {
+    documents = gathered(*world, own);
   }
   TokenSums all;
   for (const TokenSums& each : documents) all += each;

@@ -3,6 +3,7 @@
 
 #include <nlohmann/json_fwd.hpp>
 
+#include "comm/communicator.h"
 #include "data/reader.h"
 #include "train/pass.h"
 
@@ -31,10 +32,12 @@ struct ComparedModel {
   const Transformer& model;
 };
 
-// Both models must share vocabulary and layers. One rank; `plan.micro_sequences` sequences at once.
+// Both models must share vocabulary and layers. A pass has `plan.micro_sequences` sequences; ranks
+// of `world` (null: one) take passes in turn and end with the same numbers, whatever their count.
+// Collective.
 Comparison compare_models(Context& context, const ComparedModel& model,
                           const ComparedModel& reference, const StepPlan& plan,
-                          const ValidationSet& data);
+                          const ValidationSet& data, Communicator* world = nullptr);
 
 nlohmann::json to_json(const Comparison& comparison);
 

@@ -72,6 +72,33 @@ TEST_CASE("a model compared with itself and with another one") {
   }
   CHECK(to_json(other).at("kl").at("interval").size() == 2);
 
+  // On any number of ranks, experts spread or not, the same bits.
+  for (int ranks : {2, 3, 4}) {
+    for (int expert_parallel : {1, ranks == 3 ? 1 : ranks}) {
+      INFO(ranks << " ranks, experts over " << expert_parallel);
+      run_as_threads(ranks, [&](Communicator& world) {
+        Context own({.threads = 1, .scratch_bytes = size_t{1} << 28});
+        Mesh mesh(world, expert_parallel);
+        const Range range = mesh.layout().experts(config.model.moe.experts);
+        const auto spread = [&](uint64_t seed) {
+          auto parameters = std::make_unique<ParameterSet>(
+              own, config.model, DType::kBF16, ExpertRange{range.begin, range.size()}, false);
+          parameters->initialise(own, seed);
+          parameters->pack(own);
+          return parameters;
+        };
+        const auto first = spread(1);
+        const auto second = spread(2);
+        Communicator* group = expert_parallel > 1 ? &mesh.ep() : nullptr;
+        const Transformer of_first(*first, group, false);
+        const Transformer of_second(*second, group, false);
+        const Comparison c =
+            compare_models(own, {*first, of_first}, {*second, of_second}, plan, data, &world);
+        if (to_json(c) != to_json(other)) throw NumericError("rank {} differs", world.rank());
+      });
+    }
+  }
+
   Model dense(
       context,
       [&] {
