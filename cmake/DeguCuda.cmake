@@ -12,7 +12,7 @@ if(NOT DEGU_CUDA STREQUAL "OFF")
     endif()
   endif()
   if(NOT CMAKE_CUDA_ARCHITECTURES)
-    set(CMAKE_CUDA_ARCHITECTURES 90 CACHE STRING "GPU generations: 90 is Hopper")
+    set(CMAKE_CUDA_ARCHITECTURES 90a CACHE STRING "GPU generations: 90a is Hopper with all its instructions")
   endif()
   include(CheckLanguage)
   check_language(CUDA)
@@ -21,8 +21,18 @@ if(NOT DEGU_CUDA STREQUAL "OFF")
       set(CMAKE_CUDA_COMPILER_LAUNCHER ${CMAKE_CXX_COMPILER_LAUNCHER})
     endif()
     enable_language(CUDA)
+    if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake before 3.26 does not know that nvcc 12 and later have it
+      set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+      set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
+    endif()
     set(CMAKE_CUDA_STANDARD 20)
     set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+    find_package(CUDAToolkit REQUIRED)
+    # FMT_USE_CONSTEXPR: fmt 9 switches constexpr off under nvcc and needs it nevertheless.
+    # As for the host: nothing is fused that the source does not fuse, every warning is an error. The host's
+    # pedantry stays out: what nvcc generates does not hold it.
+    set(DEGU_CUDA_OPTIONS --expt-relaxed-constexpr -fmad=false -Werror=all-warnings -DFMT_USE_CONSTEXPR=1
+                          "SHELL:-Xcompiler=-Wall,-Wextra,-Wno-missing-field-initializers,-Wno-restrict,-Werror")
     set(DEGU_CUDA_ENABLED ON)
   elseif(DEGU_CUDA STREQUAL "ON")
     message(FATAL_ERROR "DEGU_CUDA is ON and no CUDA compiler was found; set CUDACXX or CUDA_HOME, or use DEGU_CUDA=OFF")

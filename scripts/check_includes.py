@@ -37,8 +37,10 @@ KERNEL_PARTS: dict[str, set[str]] = {
     "formats": {"formats", "common"},
     "common": {"formats", "common"},
     "api": {"api", "formats", "common"},
-    "cpu": {"api", "formats", "common", "cpu"},
-    "cuda": {"api", "formats", "common", "cuda"},
+    "tables": {"api", "formats", "common"},  # what every backend fills in
+    "cpu": {"api", "formats", "common", "tables", "cpu"},
+    "cuda": {"api", "formats", "common", "tables", "cuda"},
+    "dispatch.h": {"cpu", "cuda"},  # where an operator picks its backend
 }
 MAX_LINES = 700
 SUFFIXES = {".h", ".cc", ".cu", ".cuh", ".inc"}

@@ -1,14 +1,25 @@
 #include "kernels/api/adamw.h"
 
 #include "kernels/api/check.h"
-#include "kernels/cpu/adamw.h"
+#include "kernels/dispatch.h"
+#include "kernels/tables/adamw.h"
+#include "tensor/device.h"
 #include "tensor/trace.h"
 
 namespace degu {
 namespace {
 
 const AdamWKernels& kernels(const Context& context) {
-  return cpu::kernels_for<AdamWKernels>(context.isa());
+  return kernels_for<AdamWKernels>(context, "adamw");
+}
+
+void check_blocks(const Context& context, const AnyView& grad, int64_t sums) {
+  check::type(context, "block_square_sums", "grad", grad, {DType::kF32});
+  const int64_t blocks = (grad.elements() + kNormBlock - 1) / kNormBlock;
+  if (sums != blocks) {
+    throw ShapeError("block_square_sums: {} sums for {} elements, must be {}", sums,
+                     grad.elements(), blocks);
+  }
 }
 
 }  // namespace
@@ -35,13 +46,23 @@ void adamw(Context& context, const AdamWStep& step, AnyView master, AnyView m, A
 
 void block_square_sums(Context& context, AnyView grad, std::span<double> block_sums) {
   const TraceScope span(context, "block_square_sums");
-  check::type(context, "block_square_sums", "grad", grad, {DType::kF32});
-  const int64_t blocks = (grad.elements() + kNormBlock - 1) / kNormBlock;
-  if (static_cast<int64_t>(block_sums.size()) != blocks) {
-    throw ShapeError("block_square_sums: {} sums for {} elements, must be {}", block_sums.size(),
-                     grad.elements(), blocks);
+  const auto blocks = static_cast<int64_t>(block_sums.size());
+  check_blocks(context, grad, blocks);
+  if (context.device() == DeviceType::kCpu) {
+    kernels(context).block_square_sums(context, grad, block_sums.data());
+    return;
   }
-  kernels(context).block_square_sums(context, grad, block_sums);
+  ScratchScope scope(context.scratch());
+  const AnyView sums = context.scratch().take(DType::kF64, {blocks});
+  kernels(context).block_square_sums(context, grad, static_cast<double*>(sums.data));
+  copy(context, sums, View<double>(block_sums.data(), {blocks}));
+}
+
+void block_square_sums(Context& context, AnyView grad, AnyView block_sums) {
+  const TraceScope span(context, "block_square_sums");
+  check_blocks(context, grad, block_sums.elements());
+  check::type(context, "block_square_sums", "block_sums", block_sums, {DType::kF64});
+  kernels(context).block_square_sums(context, grad, static_cast<double*>(block_sums.data));
 }
 
 }  // namespace degu

@@ -30,6 +30,10 @@ inline constexpr int64_t kNormBlock = 1024;
 
 // block_sums[i] = sum of grad[j]^2 for j in block i (double precision); ceil(n / kNormBlock) of
 // them.
+// On an accelerator this form waits for the device once (counted); the one below does not.
 void block_square_sums(Context& context, AnyView grad, std::span<double> block_sums);
+
+// The same into fp64 memory of the context's device.
+void block_square_sums(Context& context, AnyView grad, AnyView block_sums);
 
 }  // namespace degu

@@ -1,7 +1,7 @@
 #include "kernels/api/attention.h"
 
 #include "kernels/cpu/attention.h"
-#include "kernels/cpu/isa.h"
+#include "kernels/dispatch.h"
 #include "tensor/trace.h"
 
 namespace degu {
@@ -92,7 +92,7 @@ void kv_store(Context& context, AnyView k_TGA, AnyView v_TGA, const Sequences& s
   check_rows("kv_store", "k", k_TGA, type, sequences.rows(), kv.kv_heads, kv.head_width);
   check_rows("kv_store", "v", v_TGA, type, sequences.rows(), kv.kv_heads, kv.head_width);
   if (sequences.rows() == 0) return;
-  cpu::kernels_for<AttentionKernels>(context.isa()).store(context, k_TGA, v_TGA, sequences, kv);
+  kernels_for<AttentionKernels>(context, "attention").store(context, k_TGA, v_TGA, sequences, kv);
 }
 
 void attention(Context& context, AnyView q_THA, const KvView& kv, const Sequences& sequences,
@@ -102,7 +102,7 @@ void attention(Context& context, AnyView q_THA, const KvView& kv, const Sequence
   const int64_t heads = check_queries("attention", q_THA, kv, sequences, scale, lse_TH);
   check_rows("attention", "out", out_THA, q_THA.dtype, sequences.rows(), heads, kv.head_width);
   if (sequences.rows() == 0) return;
-  cpu::kernels_for<AttentionKernels>(context.isa())
+  kernels_for<AttentionKernels>(context, "attention")
       .forward(context, q_THA, kv, sequences, scale, out_THA, lse_TH);
 }
 
@@ -121,7 +121,7 @@ void attention_backward(Context& context, AnyView q_THA, const KvView& kv,
   check_rows(kOp, "dk", dk_TGA, kv.dtype, rows, kv.kv_heads, kv.head_width);
   check_rows(kOp, "dv", dv_TGA, kv.dtype, rows, kv.kv_heads, kv.head_width);
   if (rows == 0) return;
-  cpu::kernels_for<AttentionBackwardKernels>(context.isa())
+  kernels_for<AttentionBackwardKernels>(context, "attention")
       .backward(context, q_THA, kv, sequences, scale, out_THA, lse_TH, dout_THA, dq_THA, dk_TGA,
                 dv_TGA);
 }

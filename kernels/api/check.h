@@ -12,6 +12,13 @@
 
 namespace degu::check {
 
+inline void on_device(const Context& context, std::string_view op, std::string_view name,
+                      const AnyView& view) {
+  if (view.device != context.device()) {
+    throw ShapeError("{}: {} is not on the context's device; copy it there first", op, name);
+  }
+}
+
 // `view` is present, on the context's device, and of one of `types`.
 inline void type(const Context& context, std::string_view op, std::string_view name,
                  const AnyView& view, std::initializer_list<DType> types) {
@@ -26,9 +33,7 @@ inline void type(const Context& context, std::string_view op, std::string_view n
     throw ShapeError("{}: {} is {}, must be {}", op, name, dtype_name(view.dtype), wanted);
   }
   if (!view && view.elements() != 0) throw ShapeError("{}: {} is a null view", op, name);
-  if (view.device != context.device()) {
-    throw ShapeError("{}: {} is not on the context's device; copy it there first", op, name);
-  }
+  on_device(context, op, name, view);
 }
 
 inline void floating(const Context& context, std::string_view op, std::string_view name,

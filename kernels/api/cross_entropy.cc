@@ -1,7 +1,8 @@
 #include "kernels/api/cross_entropy.h"
 
-#include "kernels/cpu/cross_entropy.h"
-#include "kernels/cpu/isa.h"
+#include "kernels/api/check.h"
+#include "kernels/dispatch.h"
+#include "kernels/tables/cross_entropy.h"
 #include "tensor/trace.h"
 
 namespace degu {
@@ -28,6 +29,9 @@ void cross_entropy(Context& context, AnyView logit_TV, std::span<const int32_t> 
   if (dlogit_TV && dlogit_TV.data == logit_TV.data && dlogit_TV.dtype != DType::kF32) {
     throw ShapeError("cross_entropy: a bf16 gradient cannot take the place of the fp32 logits");
   }
+  check::on_device(context, "cross_entropy", "logit_TV", logit_TV);
+  check::on_device(context, "cross_entropy", "loss_T", loss_T);
+  if (dlogit_TV) check::on_device(context, "cross_entropy", "dlogit_TV", dlogit_TV);
   for (int64_t t = 0; t < rows; ++t) {
     if (target_T[static_cast<size_t>(t)] >= logit_TV.dim(1)) {
       throw DataError("cross_entropy: target {} of row {} is not below the vocabulary size {}",
@@ -35,7 +39,7 @@ void cross_entropy(Context& context, AnyView logit_TV, std::span<const int32_t> 
     }
   }
   if (rows == 0) return;
-  cpu::kernels_for<CrossEntropyKernels>(context.isa())
+  kernels_for<CrossEntropyKernels>(context, "cross_entropy")
       .loss(context, logit_TV, target_T, scale, z_loss, loss_T, dlogit_TV);
 }
 

@@ -1,14 +1,15 @@
 #include "kernels/api/elementwise.h"
 
 #include "kernels/api/check.h"
-#include "kernels/cpu/elementwise.h"
+#include "kernels/dispatch.h"
+#include "kernels/tables/elementwise.h"
 #include "tensor/trace.h"
 
 namespace degu {
 namespace {
 
 const ElementwiseKernels& kernels(const Context& context) {
-  return cpu::kernels_for<ElementwiseKernels>(context.isa());
+  return kernels_for<ElementwiseKernels>(context, "elementwise");
 }
 
 }  // namespace

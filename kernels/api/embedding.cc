@@ -1,14 +1,15 @@
 #include "kernels/api/embedding.h"
 
 #include "kernels/api/check.h"
-#include "kernels/cpu/embedding.h"
+#include "kernels/dispatch.h"
+#include "kernels/tables/embedding.h"
 #include "tensor/trace.h"
 
 namespace degu {
 namespace {
 
 const EmbeddingKernels& kernels(const Context& context) {
-  return cpu::kernels_for<EmbeddingKernels>(context.isa());
+  return kernels_for<EmbeddingKernels>(context, "embedding");
 }
 
 void check_tokens(const char* op, std::span<const int32_t> tokens, int64_t vocab) {

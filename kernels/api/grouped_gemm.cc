@@ -1,6 +1,7 @@
 #include "kernels/api/grouped_gemm.h"
 
 #include "kernels/cpu/grouped_gemm.h"
+#include "kernels/dispatch.h"
 #include "tensor/trace.h"
 
 namespace degu {
@@ -77,7 +78,7 @@ void grouped_gemm(Context& context, const Activation& x_RD, const PackedWeight& 
                        groups.rows());
     }
   }
-  cpu::kernels_for<cpu::GroupedGemmKernels>(context.isa())
+  kernels_for<cpu::GroupedGemmKernels>(context, "grouped_gemm")
       .forward(context, x_RD, w, groups, y_RF, epilogue);
 }
 
@@ -119,7 +120,7 @@ void grouped_gemm_dw(Context& context, AnyView dy_RF, AnyView x_RD, const UnitSe
     throw ShapeError("{}: dw has shape {} for {} slots and {} groups", kOp, shape.str(),
                      segments.slots, segments.groups);
   }
-  cpu::kernels_for<cpu::GroupedGemmDwKernels>(context.isa())
+  kernels_for<cpu::GroupedGemmDwKernels>(context, "grouped_gemm")
       .weight_gradient(context, dy_RF, x_RD, segments, dw_SEFD, write);
 }
 

@@ -1,18 +1,21 @@
 #include "kernels/api/permute.h"
 
 #include "kernels/api/check.h"
-#include "kernels/cpu/permute.h"
+#include "kernels/dispatch.h"
+#include "kernels/tables/permute.h"
+#include "tensor/device.h"
 #include "tensor/trace.h"
 
 namespace degu {
 namespace {
 
 const PermuteKernels& kernels(const Context& context) {
-  return cpu::kernels_for<PermuteKernels>(context.isa());
+  return kernels_for<PermuteKernels>(context, "permute");
 }
 
-// Every index is in [least, limit).
+// Every index is in [least, limit). Those on an accelerator are checked where they are used.
 void indices(const char* op, const char* name, const AnyView& view, int32_t least, int64_t limit) {
+  if (view.device != DeviceType::kCpu) return;
   const auto* index = static_cast<const int32_t*>(view.data);
   const int64_t n = view.elements();
   bool good = true;
@@ -38,12 +41,9 @@ void per_slot(const Context& context, const char* op, const char* name, const An
   check::elements(op, name, view, row_TK.elements());
 }
 
-}  // namespace
-
-int64_t route_plan(Context& context, AnyView expert_TK, int64_t experts, int64_t capacity,
-                   std::span<const int64_t> group_offsets, std::span<int64_t> offsets_E,
-                   AnyView row_TK, AnyView token_R) {
-  const TraceScope span(context, "route_plan");
+void check_plan(const Context& context, const AnyView& expert_TK, int64_t experts, int64_t capacity,
+                std::span<const int64_t> group_offsets, int64_t offsets, const AnyView& row_TK,
+                const AnyView& token_R) {
   constexpr const char* kOp = "route_plan";
   check::type(context, kOp, "expert_TK", expert_TK, {DType::kI32});
   matrix(kOp, "expert_TK", expert_TK);
@@ -53,9 +53,8 @@ int64_t route_plan(Context& context, AnyView expert_TK, int64_t experts, int64_t
     throw ShapeError("{}: token_R holds {}, must hold T * K = {}", kOp, token_R.elements(),
                      expert_TK.elements());
   }
-  if (experts < 1 || static_cast<int64_t>(offsets_E.size()) != experts + 1) {
-    throw ShapeError("{}: {} offsets for {} experts, must be one more", kOp, offsets_E.size(),
-                     experts);
+  if (experts < 1 || offsets != experts + 1) {
+    throw ShapeError("{}: {} offsets for {} experts, must be one more", kOp, offsets, experts);
   }
   if (capacity < 0)
     throw ShapeError("{}: capacity is {}, must be 0 (keep all) or more", kOp, capacity);
@@ -64,8 +63,44 @@ int64_t route_plan(Context& context, AnyView expert_TK, int64_t experts, int64_t
     throw ShapeError("{}: capacity groups must run from token 0 to {}", kOp, expert_TK.dim(0));
   }
   indices(kOp, "expert_TK", expert_TK, 0, experts);
-  return kernels(context).route_plan(context, expert_TK, experts, capacity, group_offsets,
-                                     offsets_E, row_TK, token_R);
+}
+
+}  // namespace
+
+int64_t route_plan(Context& context, AnyView expert_TK, int64_t experts, int64_t capacity,
+                   std::span<const int64_t> group_offsets, std::span<int64_t> offsets_E,
+                   AnyView row_TK, AnyView token_R) {
+  const TraceScope span(context, "route_plan");
+  const auto count = static_cast<int64_t>(offsets_E.size());
+  check_plan(context, expert_TK, experts, capacity, group_offsets, count, row_TK, token_R);
+  if (context.device() == DeviceType::kCpu) {
+    int64_t dropped = 0;
+    kernels(context).route_plan(context, expert_TK, experts, capacity, group_offsets,
+                                offsets_E.data(), row_TK, token_R, &dropped);
+    return dropped;
+  }
+  ScratchScope scope(context.scratch());
+  const AnyView counts = context.scratch().take(DType::kI64, {count});
+  const AnyView dropped = context.scratch().take(DType::kI64, {1});
+  kernels(context).route_plan(context, expert_TK, experts, capacity, group_offsets,
+                              static_cast<int64_t*>(counts.data), row_TK, token_R,
+                              static_cast<int64_t*>(dropped.data));
+  copy(context, counts, View<int64_t>(offsets_E.data(), {count}));
+  return expert_TK.elements() - offsets_E.back();
+}
+
+void route_plan(Context& context, AnyView expert_TK, int64_t experts, int64_t capacity,
+                std::span<const int64_t> group_offsets, AnyView offsets_E, AnyView row_TK,
+                AnyView token_R, AnyView dropped) {
+  const TraceScope span(context, "route_plan");
+  check_plan(context, expert_TK, experts, capacity, group_offsets, offsets_E.elements(), row_TK,
+             token_R);
+  check::type(context, "route_plan", "offsets_E", offsets_E, {DType::kI64});
+  check::type(context, "route_plan", "dropped", dropped, {DType::kI64});
+  check::elements("route_plan", "dropped", dropped, 1);
+  kernels(context).route_plan(context, expert_TK, experts, capacity, group_offsets,
+                              static_cast<int64_t*>(offsets_E.data), row_TK, token_R,
+                              static_cast<int64_t*>(dropped.data));
 }
 
 void gather_rows(Context& context, AnyView x_TD, AnyView source_R, AnyView y_RD) {

@@ -5,6 +5,7 @@
 
 #include "base/timer.h"
 #include "kernels/cpu/probe.h"
+#include "kernels/dispatch.h"
 
 namespace degu {
 namespace {
@@ -12,7 +13,7 @@ namespace {
 constexpr int64_t kLine = 64;
 
 const ProbeKernels& kernels(const Context& context) {
-  return cpu::kernels_for<ProbeKernels>(context.isa());
+  return kernels_for<ProbeKernels>(context, "probe");
 }
 
 double median(std::vector<double> values) {

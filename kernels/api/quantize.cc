@@ -4,6 +4,7 @@
 
 #include "kernels/api/check.h"
 #include "kernels/cpu/quantize.h"
+#include "kernels/dispatch.h"
 #include "tensor/trace.h"
 
 namespace degu {
@@ -84,7 +85,7 @@ void quantize_rows(Context& context, AnyView x_RD, const Activation& out) {
   check::type(context, kOp, "out.scales", out.scales, {DType::kF32});
   check::elements(kOp, "out.values", out.values, rows * groups * kScaleGroup);
   check::elements(kOp, "out.scales", out.scales, rows * groups);
-  cpu::kernels_for<cpu::QuantizeKernels>(context.isa()).rows(context, x_RD, out);
+  kernels_for<cpu::QuantizeKernels>(context, "quantize").rows(context, x_RD, out);
 }
 
 Shape code_shape(Scheme scheme, const Shape& weight) {

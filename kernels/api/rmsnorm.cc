@@ -1,14 +1,15 @@
 #include "kernels/api/rmsnorm.h"
 
 #include "kernels/api/check.h"
-#include "kernels/cpu/rmsnorm.h"
+#include "kernels/dispatch.h"
+#include "kernels/tables/rmsnorm.h"
 #include "tensor/trace.h"
 
 namespace degu {
 namespace {
 
 const RmsNormKernels& kernels(const Context& context) {
-  return cpu::kernels_for<RmsNormKernels>(context.isa());
+  return kernels_for<RmsNormKernels>(context, "rmsnorm");
 }
 
 }  // namespace

@@ -1,7 +1,8 @@
 #include "kernels/api/rotary.h"
 
-#include "kernels/cpu/isa.h"
-#include "kernels/cpu/rotary.h"
+#include "kernels/api/check.h"
+#include "kernels/dispatch.h"
+#include "kernels/tables/rotary.h"
 #include "tensor/trace.h"
 
 namespace degu {
@@ -19,6 +20,7 @@ void rotary(Context& context, AnyView x_THA, std::span<const int32_t> positions_
   if (x_THA.dtype != DType::kF32 && x_THA.dtype != DType::kBF16) {
     throw ShapeError("rotary: x is {}; it takes fp32 or bf16", dtype_name(x_THA.dtype));
   }
+  check::on_device(context, "rotary", "x", x_THA);
   if (!(theta > 0)) throw ShapeError("rotary: theta is {}; it must be positive", theta);
   for (size_t t = 0; t < positions_T.size(); ++t) {
     if (positions_T[t] < 0) {
@@ -26,8 +28,7 @@ void rotary(Context& context, AnyView x_THA, std::span<const int32_t> positions_
     }
   }
   if (x_THA.elements() == 0) return;
-  cpu::kernels_for<RotaryKernels>(context.isa())
-      .rotate(context, x_THA, positions_T, theta, inverse);
+  kernels_for<RotaryKernels>(context, "rotary").rotate(context, x_THA, positions_T, theta, inverse);
 }
 
 }  // namespace degu

@@ -1,14 +1,15 @@
 #include "kernels/api/router.h"
 
 #include "kernels/api/check.h"
-#include "kernels/cpu/router.h"
+#include "kernels/dispatch.h"
+#include "kernels/tables/router.h"
 #include "tensor/trace.h"
 
 namespace degu {
 namespace {
 
 const RouterKernels& kernels(const Context& context) {
-  return cpu::kernels_for<RouterKernels>(context.isa());
+  return kernels_for<RouterKernels>(context, "router");
 }
 
 void fits(const Context& context, const char* op, const char* name, const AnyView& view, DType type,

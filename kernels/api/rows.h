@@ -1,4 +1,8 @@
 // How the rows of a token-major matrix are grouped: by expert, by sequence, by unit of reduction.
+//
+// The spans are host memory. A caller on an accelerator may name copies of them in its memory
+// (`device_…`): operators there then read those and leave out a small upload each. They must hold
+// the same numbers, except where RowGroups says otherwise. Null on the CPU.
 #pragma once
 
 #include <cstdint>
@@ -9,9 +13,12 @@
 namespace degu {
 
 // Rows of group g (an expert; one group for a dense layer) are [offsets[g], offsets[g+1]); groups
-// may be empty. offsets[0] is 0.
+// may be empty. offsets[0] is 0. With `device_offsets` the numbers on the device count, and the
+// host's may be any upper bound of them: no kernel needs the host to know how many rows an expert
+// has.
 struct RowGroups {
   std::span<const int64_t> offsets;
+  const int64_t* device_offsets = nullptr;
 
   int64_t groups() const { return static_cast<int64_t>(offsets.size()) - 1; }
   int64_t rows() const { return offsets.back(); }
@@ -31,6 +38,7 @@ struct UnitSegments {
   int64_t groups = 1;
   int64_t slots = 1;
   int64_t units = 1;  // per slot
+  const int64_t* device_offsets = nullptr;
 
   int64_t rows() const { return offsets.back(); }
   int64_t begin(int64_t g, int64_t s, int64_t u) const {
@@ -50,6 +58,8 @@ struct UnitSegments {
 struct Sequences {
   std::span<const int64_t> offsets;
   std::span<const int64_t> first_position;
+  const int64_t* device_offsets = nullptr;
+  const int64_t* device_first_position = nullptr;
 
   int64_t count() const { return static_cast<int64_t>(offsets.size()) - 1; }
   int64_t rows() const { return offsets.back(); }

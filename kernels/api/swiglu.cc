@@ -1,14 +1,15 @@
 #include "kernels/api/swiglu.h"
 
 #include "kernels/api/check.h"
-#include "kernels/cpu/swiglu.h"
+#include "kernels/dispatch.h"
+#include "kernels/tables/swiglu.h"
 #include "tensor/trace.h"
 
 namespace degu {
 namespace {
 
 const SwigluKernels& kernels(const Context& context) {
-  return cpu::kernels_for<SwigluKernels>(context.isa());
+  return kernels_for<SwigluKernels>(context, "swiglu");
 }
 
 // Elements in the first `rows` rows.

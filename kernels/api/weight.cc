@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "kernels/cpu/weight.h"
+#include "kernels/dispatch.h"
 #include "tensor/trace.h"
 
 namespace degu {
@@ -18,7 +19,7 @@ void check_memory(const void* memory) {
 
 size_t packed_bytes(const Context& context, Scheme scheme, int64_t experts, int64_t outputs,
                     int64_t inner) {
-  return cpu::kernels_for<cpu::WeightKernels>(context.isa())
+  return kernels_for<cpu::WeightKernels>(context, "weight")
       .packed_bytes(scheme, experts, outputs, inner);
 }
 
@@ -50,7 +51,7 @@ PackedWeight pack_weight(Context& context, AnyView w_EFD, Scheme scheme, Orienta
   packed.outputs = orientation == Orientation::kForward ? f : d;
   packed.inner = orientation == Orientation::kForward ? d : f;
   packed.bytes = memory;
-  cpu::kernels_for<cpu::WeightKernels>(context.isa()).pack(context, w_EFD, packed);
+  kernels_for<cpu::WeightKernels>(context, "weight").pack(context, w_EFD, packed);
   return packed;
 }
 
@@ -66,7 +67,7 @@ PackedWeight pack_weight(Context& context, const QuantizedWeight& weight, void* 
                                .outputs = weight.shape[rank - 2],
                                .inner = weight.shape[rank - 1],
                                .bytes = memory};
-  cpu::kernels_for<cpu::WeightKernels>(context.isa()).pack_codes(context, weight, packed);
+  kernels_for<cpu::WeightKernels>(context, "weight").pack_codes(context, weight, packed);
   return packed;
 }
 

@@ -1,5 +1,6 @@
-#include "kernels/cpu/adamw.h"
+#include "kernels/tables/adamw.h"
 
+#include "kernels/cpu/isa.h"
 #include "kernels/cpu/sweep.h"
 
 namespace degu {
@@ -110,13 +111,12 @@ double square_sum(const float* x, int64_t n) {
   return sums[0];
 }
 
-void all_square_sums(Context& context, AnyView grad, std::span<double> block_sums) {
+void all_square_sums(Context& context, AnyView grad, double* block_sums) {
   static_assert(kSweepElements % kNormBlock == 0);
   const auto* g = static_cast<const float*>(grad.data);
   sweep(context, grad.elements(), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i += kNormBlock) {
-      block_sums[static_cast<size_t>(i / kNormBlock)] =
-          square_sum(g + i, std::min(kNormBlock, end - i));
+      block_sums[i / kNormBlock] = square_sum(g + i, std::min(kNormBlock, end - i));
     }
   });
 }

@@ -1,4 +1,4 @@
-#include "kernels/cpu/cross_entropy.h"
+#include "kernels/tables/cross_entropy.h"
 
 #include <algorithm>
 #include <cmath>
@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "kernels/cpu/exp2.h"
+#include "kernels/cpu/isa.h"
 
 namespace degu {
 namespace {

@@ -1,7 +1,8 @@
-#include "kernels/cpu/elementwise.h"
+#include "kernels/tables/elementwise.h"
 
 #include <cstring>
 
+#include "kernels/cpu/isa.h"
 #include "kernels/cpu/sweep.h"
 
 namespace degu {

@@ -1,8 +1,9 @@
-#include "kernels/cpu/embedding.h"
+#include "kernels/tables/embedding.h"
 
 #include <array>
 
 #include "kernels/common/tree.h"
+#include "kernels/cpu/isa.h"
 #include "kernels/cpu/row_copy.h"
 
 namespace degu {

@@ -1,5 +1,6 @@
-#include "kernels/cpu/permute.h"
+#include "kernels/tables/permute.h"
 
+#include "kernels/cpu/isa.h"
 #include "kernels/cpu/row_copy.h"
 
 namespace degu {
@@ -9,9 +10,9 @@ namespace {
 // who is dropped is decided within one.
 inline constexpr int64_t kPlanTokens = 1024;
 
-int64_t route_plan(Context& context, AnyView expert_TK, int64_t experts, int64_t capacity,
-                   std::span<const int64_t> group_offsets, std::span<int64_t> offsets_E,
-                   AnyView row_TK, AnyView token_R) {
+void route_plan(Context& context, AnyView expert_TK, int64_t experts, int64_t capacity,
+                std::span<const int64_t> group_offsets, int64_t* offsets_E, AnyView row_TK,
+                AnyView token_R, int64_t* dropped) {
   const int64_t tokens = expert_TK.dim(0);
   const int64_t top_k = expert_TK.dim(1);
   const auto* expert = static_cast<const int32_t*>(expert_TK.data);
@@ -36,14 +37,14 @@ int64_t route_plan(Context& context, AnyView expert_TK, int64_t experts, int64_t
   });
   int64_t next = 0;
   for (int64_t e = 0; e < experts; ++e) {
-    offsets_E[static_cast<size_t>(e)] = next;
+    offsets_E[e] = next;
     for (int64_t p = 0; p < pieces; ++p) {
       const int64_t count = kept_PE[p * experts + e];
       kept_PE[p * experts + e] = next;
       next += count;
     }
   }
-  offsets_E[static_cast<size_t>(experts)] = next;
+  offsets_E[experts] = next;
 
   int64_t* left_PE =
       limited ? context.scratch().take<int64_t>({std::max<int64_t>(pieces, 1), experts}).data()
@@ -65,7 +66,7 @@ int64_t route_plan(Context& context, AnyView expert_TK, int64_t experts, int64_t
       }
     }
   });
-  return tokens * top_k - next;
+  *dropped = tokens * top_k - next;
 }
 
 void gather_rows(Context& context, AnyView x, AnyView source, AnyView y) {

@@ -1,9 +1,10 @@
-#include "kernels/cpu/rmsnorm.h"
+#include "kernels/tables/rmsnorm.h"
 
 #include <vector>
 
 #include "kernels/common/tree.h"
 #include "kernels/cpu/duo.h"
+#include "kernels/cpu/isa.h"
 #include "kernels/cpu/sweep.h"
 
 namespace degu {

@@ -1,9 +1,10 @@
-#include "kernels/cpu/rotary.h"
+#include "kernels/tables/rotary.h"
 
 #include <algorithm>
 #include <bit>
 #include <cmath>
 
+#include "kernels/cpu/isa.h"
 #include "kernels/cpu/simd.h"
 
 namespace degu {

@@ -1,7 +1,8 @@
-#include "kernels/cpu/router.h"
+#include "kernels/tables/router.h"
 
 #include <limits>
 
+#include "kernels/cpu/isa.h"
 #include "kernels/cpu/sweep.h"
 
 namespace degu {

@@ -1,9 +1,10 @@
-#include "kernels/cpu/swiglu.h"
+#include "kernels/tables/swiglu.h"
 
 #include <type_traits>
 
 #include "kernels/cpu/duo.h"
 #include "kernels/cpu/int_vector.h"
+#include "kernels/cpu/isa.h"
 #include "kernels/cpu/sweep.h"
 
 namespace degu {

@@ -5,10 +5,13 @@
 #include <algorithm>
 #include <utility>
 
+#include "tensor/device.h"
+
 namespace degu {
 namespace {
 
 constexpr size_t kAlignment = 64;              // one cache line, one AVX-512 register
+constexpr size_t kDeviceAlignment = 256;       // what cudaMalloc promises; two of a GPU's lines
 constexpr size_t kHugePage = size_t{2} << 20;  // transparent huge pages bring 5-10 % on streams
 
 size_t round_up(size_t value, size_t unit) {
@@ -17,8 +20,14 @@ size_t round_up(size_t value, size_t unit) {
 
 }  // namespace
 
-Arena::Arena(size_t reserve_bytes)
-    : capacity_(round_up(std::max<size_t>(reserve_bytes, 1), kHugePage)) {
+Arena::Arena(size_t reserve_bytes, DeviceType device)
+    : capacity_(round_up(std::max<size_t>(reserve_bytes, 1),
+                         device == DeviceType::kCpu ? kHugePage : kDeviceAlignment)),
+      device_(device) {
+  if (device != DeviceType::kCpu) {
+    base_ = static_cast<std::byte*>(allocate_device(device, capacity_));
+    return;
+  }
   void* memory = mmap(nullptr, capacity_, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) {
@@ -29,8 +38,9 @@ Arena::Arena(size_t reserve_bytes)
   base_ = static_cast<std::byte*>(memory);
 }
 
-Arena Arena::measuring() {
+Arena Arena::measuring(DeviceType device) {
   Arena counter;
+  counter.device_ = device;
   counter.measuring_ = true;
   return counter;
 }
@@ -45,15 +55,18 @@ Arena& Arena::operator=(Arena&& other) noexcept {
   std::swap(used_, other.used_);
   std::swap(peak_, other.peak_);
   std::swap(measuring_, other.measuring_);
+  std::swap(device_, other.device_);
   return *this;
 }
 
 Arena::~Arena() {
-  if (base_ != nullptr) munmap(base_, capacity_);
+  if (base_ == nullptr) return;
+  device_ == DeviceType::kCpu ? static_cast<void>(munmap(base_, capacity_))
+                              : free_device(device_, base_);
 }
 
 void* Arena::take_bytes(size_t bytes) {
-  const size_t size = round_up(bytes, kAlignment);
+  const size_t size = round_up(bytes, device_ == DeviceType::kCpu ? kAlignment : kDeviceAlignment);
   // The request itself, for its rounded size could have wrapped around; capacity and use are whole
   // units.
   if (!measuring_ && bytes > capacity_ - used_) {

@@ -7,6 +7,8 @@
 #include <thread>
 #include <vector>
 
+#include "tensor/device.h"
+
 namespace degu {
 namespace {
 
@@ -125,9 +127,11 @@ struct Context::Pool {
 };
 
 Context::Context(const ContextOptions& options)
-    : isa_(options.isa),
+    : device_(options.device),
+      state_(device_ == DeviceType::kCpu ? nullptr : open_device(device_, options.ordinal)),
+      isa_(options.isa),
       threads_(options.threads > 0 ? options.threads : physical_cores()),
-      scratch_(options.scratch_bytes) {
+      scratch_(options.scratch_bytes, device_) {
   if (threads_ > 1) pool_ = std::make_unique<Pool>(threads_);
 }
 

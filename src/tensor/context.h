@@ -16,7 +16,8 @@
 
 namespace degu {
 
-class Trace;  // tensor/trace.h
+class DeviceState;  // tensor/device.h
+class Trace;        // tensor/trace.h
 
 // A non-owning reference to a callable `void(int64_t task, int thread)`.
 class TaskRef {
@@ -36,19 +37,25 @@ class TaskRef {
 };
 
 struct ContextOptions {
-  int threads = 0;                         // 0: the cores this process may run on
-  size_t scratch_bytes = size_t{8} << 30;  // reserved address space, backed when touched
+  int threads = 0;  // 0: the cores this process may run on
+  // CPU: reserved address space, backed when touched. Accelerator: memory, allocated at once.
+  size_t scratch_bytes = size_t{8} << 30;
   Isa isa = default_isa();
+  DeviceType device = DeviceType::kCpu;
+  int ordinal = 0;  // which accelerator of this machine; a process uses one
 };
 
 class Context {
  public:
+  // DeviceError when this build or this machine has no such device.
   explicit Context(const ContextOptions& options = {});
   ~Context();
   Context(const Context&) = delete;
   Context& operator=(const Context&) = delete;
 
-  DeviceType device() const { return DeviceType::kCpu; }
+  DeviceType device() const { return device_; }
+  // Stream, staging and counters of an accelerator; null on the CPU.
+  DeviceState* device_state() const { return state_.get(); }
   Isa isa() const { return isa_; }
   int threads() const { return threads_; }
 
@@ -66,6 +73,8 @@ class Context {
 
  private:
   struct Pool;
+  DeviceType device_;
+  std::unique_ptr<DeviceState> state_;
   Isa isa_;
   int threads_;
   Arena scratch_;

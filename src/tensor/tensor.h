@@ -1,4 +1,4 @@
-// An owning, zero-initialised, 64-byte aligned block of host memory with a type and a shape.
+// An owning, zero-initialised, 64-byte aligned block of memory with a type and a shape.
 #pragma once
 
 #include "tensor/arena.h"
@@ -9,8 +9,9 @@ namespace degu {
 class Tensor {
  public:
   Tensor() = default;
-  Tensor(DType type, Shape shape)
-      : memory_(static_cast<size_t>(shape.elements()) * size_of(type)),
+  // On an accelerator: that which the process has opened (tensor/device.h).
+  Tensor(DType type, Shape shape, DeviceType device = DeviceType::kCpu)
+      : memory_(static_cast<size_t>(shape.elements()) * size_of(type), device),
         view_(memory_.take(type, shape)) {}
 
   const AnyView& view() const { return view_; }
@@ -20,6 +21,7 @@ class Tensor {
     return view_.as<T>();
   }
   const Shape& shape() const { return view_.shape; }
+  DeviceType device() const { return view_.device; }
   DType dtype() const { return view_.dtype; }
   size_t bytes() const { return view_.bytes(); }
   explicit operator bool() const { return static_cast<bool>(view_); }

@@ -38,7 +38,8 @@ class Shape {
   int rank_ = 0;
 };
 
-// Typed view of host memory, for arithmetic inside kernels and tests.
+// Typed view, for arithmetic inside kernels and tests. It forgets the device: only AnyView knows
+// it.
 template <class T>
 class View {
  public:

@@ -2,7 +2,7 @@
 // norm.
 #include "kernels/api/adamw.h"
 
-#include "tests/support/kernel_testing.h"
+#include "tests/support/device_testing.h"
 
 namespace degu {
 namespace {
@@ -10,7 +10,7 @@ namespace {
 using namespace degu::testing;
 
 TEST_CASE("adamw follows its formula step by step", "[adamw]") {
-  for_each_isa([&](Context& context) {
+  for_each_backend([&](Context& context) {
     for (DType weight_type : {DType::kF32, DType::kBF16}) {
       for (int64_t n : {0, 1, 15, 16, 33, 32769}) {
         Tensor master = random_tensor(DType::kF32, {n}, "master");
@@ -43,7 +43,7 @@ TEST_CASE("adamw follows its formula step by step", "[adamw]") {
             ew.push(w, 4 * u * std::fabs(element(master, i)) + 0.01 * direction_error +
                            u * std::fabs(w));
           }
-          adamw(context, s, master, m, v, grad, weight);
+          run(context, adamw, s, master, m, v, grad, weight);
           check_close("m", m, em);
           check_close("v", v, ev);
           check_close("master", master, ew);
@@ -72,7 +72,7 @@ TEST_CASE("adamw without a weight view, and on any number of threads, gives the 
     for_each_thread_count(isa, [&](Context& context) {
       Tensor master = copy_of(start), m(DType::kF32, {n}), v(DType::kF32, {n}),
              weight(DType::kBF16, {n});
-      adamw(context, s, master, m, v, grad, weight);
+      run(context, adamw, s, master, m, v, grad, weight);
       if (!first) first = copy_of(master);
       check_same_bits("master", master, first);
       int64_t wrong = 0;
@@ -82,36 +82,40 @@ TEST_CASE("adamw without a weight view, and on any number of threads, gives the 
       if (context.threads() == 1) {
         Tensor part = copy_of(start.view().rows(0, 1000));
         Tensor part_m(DType::kF32, {1000}), part_v(DType::kF32, {1000});
-        adamw(context, s, part, part_m, part_v, grad.view().rows(0, 1000), AnyView{});
+        run(context, adamw, s, part, part_m, part_v, grad.view().rows(0, 1000), AnyView{});
         check_same_bits("the first thousand alone", part, master.view().rows(0, 1000));
       }
     });
   }
 }
 
-TEST_CASE("block_square_sums are the same on every instruction set and number of threads",
+TEST_CASE("block_square_sums are the same on every backend, instruction set and number of threads",
           "[adamw]") {
   for (int64_t n :
        {int64_t{0}, int64_t{1}, int64_t{17}, kNormBlock, kNormBlock + 1, 20 * kNormBlock + 123}) {
     const Tensor grad = random_tensor(DType::kF32, {n}, "grad");
     const auto blocks = static_cast<size_t>((n + kNormBlock - 1) / kNormBlock);
     std::vector<double> first;
-    for (Isa isa : supported_isas()) {
-      for_each_thread_count(isa, [&](Context& context) {
-        std::vector<double> sums(blocks, -1);
-        block_square_sums(context, grad, sums);
-        for (size_t b = 0; b < blocks; ++b) {
-          double plain = 0;
-          const auto begin = static_cast<int64_t>(b) * kNormBlock;
-          for (int64_t i = begin; i < std::min(n, begin + kNormBlock); ++i) {
-            plain += element(grad, i) * element(grad, i);
-          }
-          CHECK(std::fabs(sums[b] - plain) <= static_cast<double>(kNormBlock) * 0x1p-53 * plain);
+    for_each_backend_and_thread_count([&](Context& context) {
+      std::vector<double> sums(blocks, -1);
+      run(
+          context, [&](Context& at, AnyView g) { block_square_sums(at, g, sums); }, grad);
+      for (size_t b = 0; b < blocks; ++b) {
+        double plain = 0;
+        const auto begin = static_cast<int64_t>(b) * kNormBlock;
+        for (int64_t i = begin; i < std::min(n, begin + kNormBlock); ++i) {
+          plain += element(grad, i) * element(grad, i);
         }
-        if (first.empty()) first = sums;
-        CHECK(sums == first);
-      });
-    }
+        CHECK(std::fabs(sums[b] - plain) <= static_cast<double>(kNormBlock) * 0x1p-53 * plain);
+      }
+      if (first.empty()) first = sums;
+      CHECK(sums == first);
+      Tensor kept(DType::kF64, {static_cast<int64_t>(blocks)});
+      run(
+          context, [](Context& at, AnyView g, AnyView s) { block_square_sums(at, g, s); }, grad,
+          kept);
+      CHECK(std::equal(first.begin(), first.end(), kept.as<double>().data()));
+    });
   }
 }
 

@@ -1,6 +1,6 @@
 #include "kernels/api/cross_entropy.h"
 
-#include "tests/support/kernel_testing.h"
+#include "tests/support/device_testing.h"
 
 namespace degu::testing {
 namespace {
@@ -63,7 +63,7 @@ void check_case(Context& context, int64_t rows, int64_t vocabulary, DType gradie
   fill_nan(loss);
   fill_nan(gradient);
   const float scale = 0.37f;
-  cross_entropy(context, logits, targets, scale, z_loss, loss, gradient);
+  run(context, cross_entropy, logits, targets, scale, z_loss, loss, gradient);
   Expected losses, gradients;
   for (int64_t t = 0; t < rows; ++t) {
     const auto x = row_of(logits, t);
@@ -85,17 +85,17 @@ void check_case(Context& context, int64_t rows, int64_t vocabulary, DType gradie
   check_close("gradient", gradient, gradients);
 
   const Tensor loss_alone(DType::kF32, {rows});
-  cross_entropy(context, logits, targets, scale, z_loss, loss_alone, AnyView{});
+  run(context, cross_entropy, logits, targets, scale, z_loss, loss_alone, AnyView{});
   check_same_bits("loss without gradient", loss_alone, loss);
   if (gradient_type == DType::kF32) {
     const Tensor in_place = copy_of(logits);
-    cross_entropy(context, in_place, targets, scale, z_loss, loss_alone, in_place);
+    run(context, cross_entropy, in_place, targets, scale, z_loss, loss_alone, in_place);
     check_same_bits("gradient in place of the logits", in_place, gradient);
   }
 }
 
 TEST_CASE("cross-entropy agrees with the definition in double precision", "[cross_entropy]") {
-  for_each_isa([&](Context& context) {
+  for_each_backend([&](Context& context) {
     for (DType type : {DType::kF32, DType::kBF16}) {
       for (int64_t vocabulary : {1, 2, 15, 16, 17, 63, 64, 65, 130, 1023, 1024, 1025, 5001}) {
         check_case(context, 11, vocabulary, type, 2.0, 0.0f);
@@ -134,17 +134,17 @@ TEST_CASE("a row's cross-entropy does not depend on threads or neighbours", "[cr
     Context one(test_options(isa, 1));
     const Tensor loss(DType::kF32, {rows});
     const Tensor gradient(DType::kBF16, {rows, vocabulary});
-    cross_entropy(one, logits, targets, 0.1f, 0, loss, gradient);
+    cross_entropy(one, logits, targets, 0.1f, 0.0f, loss, gradient);
     for_each_thread_count(isa, [&](Context& context) {
       const Tensor l(DType::kF32, {rows});
       const Tensor g(DType::kBF16, {rows, vocabulary});
-      cross_entropy(context, logits, targets, 0.1f, 0, l, g);
+      run(context, cross_entropy, logits, targets, 0.1f, 0.0f, l, g);
       check_same_bits("loss", l, loss);
       check_same_bits("gradient", g, gradient);
       for (int64_t t = 0; t < rows; ++t) {
-        cross_entropy(context, logits.view().rows(t, 1),
-                      std::span(targets).subspan(static_cast<size_t>(t), 1), 0.1f, 0,
-                      l.view().rows(t, 1), g.view().rows(t, 1));
+        run(context, cross_entropy, logits.view().rows(t, 1),
+            std::span(targets).subspan(static_cast<size_t>(t), 1), 0.1f, 0.0f, l.view().rows(t, 1),
+            g.view().rows(t, 1));
       }
       check_same_bits("loss row by row", l, loss);
       check_same_bits("gradient row by row", g, gradient);
@@ -154,7 +154,7 @@ TEST_CASE("a row's cross-entropy does not depend on threads or neighbours", "[cr
 
 // Vocabulary entries that are switched off, also a whole part of a row of them.
 TEST_CASE("logits of minus infinity have no probability", "[cross_entropy]") {
-  for_each_isa([&](Context& context) {
+  for_each_backend([&](Context& context) {
     const int64_t off = 1500;
     const int64_t vocabulary = 1540;
     const Tensor masked = random_tensor(DType::kF32, {1, vocabulary}, "logits");
@@ -165,7 +165,7 @@ TEST_CASE("logits of minus infinity have no probability", "[cross_entropy]") {
     const Tensor loss(DType::kF32, {1});
     const Tensor gradient(DType::kF32, {1, vocabulary});
     const std::vector<int32_t> targets = {static_cast<int32_t>(off) + 3};
-    cross_entropy(context, masked, targets, 1.0f, 0, loss, gradient);
+    run(context, cross_entropy, masked, targets, 1.0f, 0.0f, loss, gradient);
     CHECK(element(loss, 0) == Approx(ref.loss).epsilon(1e-6));
     for (int64_t v = 0; v < off; ++v) REQUIRE(element(gradient, v) == 0);
     for (int64_t v = off; v < vocabulary; ++v) {
@@ -176,13 +176,13 @@ TEST_CASE("logits of minus infinity have no probability", "[cross_entropy]") {
 }
 
 TEST_CASE("cross-entropy of a NaN logit is NaN", "[cross_entropy]") {
-  for_each_isa([&](Context& context) {
+  for_each_backend([&](Context& context) {
     for (int64_t bad : {0, 5, 63, 98}) {
       const Tensor logits = random_tensor(DType::kF32, {2, 99}, "logits");
       set_element(logits, bad, std::nan(""));
       const Tensor loss(DType::kF32, {2});
       const std::vector<int32_t> targets = {7, 8};
-      cross_entropy(context, logits, targets, 1.0f, 0, loss, AnyView{});
+      run(context, cross_entropy, logits, targets, 1.0f, 0.0f, loss, AnyView{});
       CHECK(std::isnan(element(loss, 0)));
       CHECK(std::isfinite(element(loss, 1)));
     }

@@ -3,7 +3,7 @@
 
 #include <limits>
 
-#include "tests/support/kernel_testing.h"
+#include "tests/support/device_testing.h"
 
 namespace degu {
 namespace {
@@ -20,23 +20,23 @@ TEST_CASE("cast converts every element once, to nearest even", "[elementwise]") 
   std::vector<int64_t> sizes = kSizes;
   sizes.push_back(kPastCaches);
   const Tensor source = random_tensor(DType::kF32, {kPastCaches}, "wide", 3.0);
-  for_each_isa([&](Context& context) {
+  for_each_backend([&](Context& context) {
     for (int64_t n : sizes) {
       const Tensor wide = copy_of(source.view().rows(0, n));
       Tensor narrow(DType::kBF16, {n}), expected(DType::kBF16, {n}), back(DType::kF32, {n});
       for (int64_t i = 0; i < n; ++i) expected.as<bf16>()[i] = bf16(wide.as<float>()[i]);
-      cast(context, wide, narrow);
+      run(context, cast, wide, narrow);
       check_same_bits("narrow", narrow, expected);
-      cast(context, narrow, back);
+      run(context, cast, narrow, back);
       Tensor widened(DType::kF32, {n});
       for (int64_t i = 0; i < n; ++i) {
         widened.as<float>()[i] = static_cast<float>(expected.as<bf16>()[i]);
       }
       check_same_bits("back", back, widened);
       Tensor copy(DType::kBF16, {n}), wide_copy(DType::kF32, {n});
-      cast(context, narrow, copy);
+      run(context, cast, narrow, copy);
       check_same_bits("copy", copy, narrow);
-      cast(context, wide, wide_copy);
+      run(context, cast, wide, wide_copy);
       check_same_bits("wide copy", wide_copy, wide);
     }
   });
@@ -46,11 +46,11 @@ TEST_CASE("cast keeps infinities and NaN, and rounds overflow to infinity", "[el
   const float inf = std::numeric_limits<float>::infinity();
   const std::vector<float> values = {inf,   -inf, std::nanf(""), std::numeric_limits<float>::max(),
                                      -0.0f, 0.0f, 1.00390625f,   1.01171875f};
-  for_each_isa([&](Context& context) {
+  for_each_backend([&](Context& context) {
     Tensor wide(DType::kF32, {static_cast<int64_t>(values.size())});
     std::copy(values.begin(), values.end(), wide.as<float>().data());
     Tensor narrow(DType::kBF16, wide.shape());
-    cast(context, wide, narrow);
+    run(context, cast, wide, narrow);
     CHECK(element(narrow, 0) == inf);
     CHECK(element(narrow, 1) == -inf);
     CHECK(std::isnan(element(narrow, 2)));
@@ -68,7 +68,7 @@ TEST_CASE("add and scale round once, in place or not", "[elementwise]") {
   for (DType type : {DType::kF32, DType::kBF16}) {
     const Tensor source_a = random_tensor(type, {kPastCaches}, "a");
     const Tensor source_b = random_tensor(type, {kPastCaches}, "b");
-    for_each_isa([&](Context& context) {
+    for_each_backend([&](Context& context) {
       for (int64_t n : sizes) {
         const Tensor a = copy_of(source_a.view().rows(0, n));
         const Tensor b = copy_of(source_b.view().rows(0, n));
@@ -79,15 +79,15 @@ TEST_CASE("add and scale round once, in place or not", "[elementwise]") {
           set_element(scaled, i, static_cast<float>(element(a, i)) * 0.3f);
         }
         Tensor out(type, {n});
-        add(context, a, b, out);
+        run(context, add, a, b, out);
         check_same_bits("add", out, sum);
         Tensor left = copy_of(a), right = copy_of(b);
-        add(context, left, b, left);
+        run(context, add, left, b, left);
         check_same_bits("add into a", left, sum);
-        add(context, a, right, right);
+        run(context, add, a, right, right);
         check_same_bits("add into b", right, sum);
         Tensor times = copy_of(a);
-        scale(context, times, 0.3f);
+        run(context, scale, times, 0.3f);
         check_same_bits("scale", times, scaled);
       }
     });
@@ -95,12 +95,12 @@ TEST_CASE("add and scale round once, in place or not", "[elementwise]") {
 }
 
 TEST_CASE("fill_zero writes its own bytes and no others", "[elementwise]") {
-  for_each_isa([&](Context& context) {
+  for_each_backend([&](Context& context) {
     for (int64_t n : {int64_t{0}, int64_t{1}, int64_t{63}, int64_t{4096}, int64_t{131073},
                       (int64_t{16} << 20) + 5}) {
       Tensor whole(DType::kU8, {n + 64});
       std::memset(whole.view().data, 0x5a, static_cast<size_t>(n + 64));
-      fill_zero(context, whole.view().rows(0, n));
+      run(context, fill_zero, whole.view().rows(0, n));
       int64_t wrong = 0;
       for (int64_t i = 0; i < n + 64; ++i) wrong += whole.as<uint8_t>()[i] != (i < n ? 0 : 0x5a);
       CHECK(wrong == 0);

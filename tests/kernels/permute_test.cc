@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <tuple>
 
+#include "tests/support/device_testing.h"
 #include "tests/support/gradient_check.h"
 
 namespace degu {
@@ -59,13 +60,18 @@ struct Plan {
 Plan plan_of(Context& context, const PlanCase& c, const Tensor& expert) {
   Plan plan{std::vector<int64_t>(static_cast<size_t>(c.experts + 1), -1),
             Tensor(DType::kI32, expert.shape()), Tensor(DType::kI32, {c.tokens * c.top_k}), 0};
-  plan.dropped = route_plan(context, expert, c.experts, c.capacity, c.groups, plan.offsets,
-                            plan.row, plan.token);
+  plan.dropped = run(
+      context,
+      [&](Context& at, AnyView expert_TK, AnyView row_TK, AnyView token_R) {
+        return route_plan(at, expert_TK, c.experts, c.capacity, c.groups, plan.offsets, row_TK,
+                          token_R);
+      },
+      expert, plan.row, plan.token);
   return plan;
 }
 
 TEST_CASE("route_plan is a stable sort by expert that drops the late ones", "[permute]") {
-  for (Isa isa : supported_isas()) {
+  for_each_backend_and_thread_count([&](Context& context) {
     for (const PlanCase& c : plan_cases()) {
       INFO("tokens " << c.tokens << ", top_k " << c.top_k << ", experts " << c.experts
                      << ", capacity " << c.capacity);
@@ -95,18 +101,38 @@ TEST_CASE("route_plan is a stable sort by expert that drops the late ones", "[pe
         ++offsets[static_cast<size_t>(e) + 1];
       }
       for (size_t e = 0; e < static_cast<size_t>(c.experts); ++e) offsets[e + 1] += offsets[e];
-      for_each_thread_count(isa, [&](Context& context) {
-        const Plan plan = plan_of(context, c, expert);
-        CHECK(plan.dropped == c.tokens * c.top_k - static_cast<int64_t>(kept.size()));
-        CHECK(plan.offsets == offsets);
-        check_same_bits("row_TK", plan.row, row);
-        int64_t wrong = 0;
-        for (size_t r = 0; r < kept.size(); ++r)
-          wrong += plan.token.as<int32_t>()[static_cast<int64_t>(r)] != std::get<1>(kept[r]);
-        CHECK(wrong == 0);
-      });
+      const Plan plan = plan_of(context, c, expert);
+      CHECK(plan.dropped == c.tokens * c.top_k - static_cast<int64_t>(kept.size()));
+      CHECK(plan.offsets == offsets);
+      check_same_bits("row_TK", plan.row, row);
+      int64_t wrong = 0;
+      for (size_t r = 0; r < kept.size(); ++r)
+        wrong += plan.token.as<int32_t>()[static_cast<int64_t>(r)] != std::get<1>(kept[r]);
+      CHECK(wrong == 0);
     }
-  }
+  });
+}
+
+TEST_CASE("route_plan leaves its counts on the device when asked to", "[permute]") {
+  for_each_backend([&](Context& context) {
+    for (const PlanCase& c : plan_cases()) {
+      const Tensor expert = random_experts(c);
+      const Plan plan = plan_of(context, c, expert);
+      Tensor row(DType::kI32, expert.shape()), token(DType::kI32, {c.tokens * c.top_k});
+      Tensor offsets(DType::kI64, {c.experts + 1}), dropped(DType::kI64, {1});
+      run(
+          context,
+          [&](Context& at, AnyView expert_TK, AnyView offsets_E, AnyView row_TK, AnyView token_R,
+              AnyView lost) {
+            route_plan(at, expert_TK, c.experts, c.capacity, c.groups, offsets_E, row_TK, token_R,
+                       lost);
+          },
+          expert, offsets, row, token, dropped);
+      CHECK(dropped.as<int64_t>()[0] == plan.dropped);
+      CHECK(std::equal(plan.offsets.begin(), plan.offsets.end(), offsets.as<int64_t>().data()));
+      check_same_bits("row_TK", row, plan.row);
+    }
+  });
 }
 
 struct Problem {
@@ -123,7 +149,7 @@ struct Problem {
 };
 
 TEST_CASE("gather_rows copies rows", "[permute]") {
-  for_each_isa([&](Context& context) {
+  for_each_backend([&](Context& context) {
     for (const PlanCase& c : plan_cases()) {
       for (DType type : {DType::kF32, DType::kBF16}) {
         for (int64_t width : {1, 9, 64}) {
@@ -133,7 +159,7 @@ TEST_CASE("gather_rows copies rows", "[permute]") {
             set_element(expected, i,
                         element(p.dy, p.plan.token.as<int32_t>()[i / width] * width + i % width));
           }
-          gather_rows(context, p.dy, p.plan.token.view().rows(0, p.rows), y);
+          run(context, gather_rows, p.dy, p.plan.token.view().rows(0, p.rows), y);
           check_same_bits("y", y, expected);
         }
       }
@@ -142,7 +168,7 @@ TEST_CASE("gather_rows copies rows", "[permute]") {
 }
 
 TEST_CASE("combine and its gradient agree with a plain loop", "[permute]") {
-  for_each_isa([&](Context& context) {
+  for_each_backend([&](Context& context) {
     for (const PlanCase& c : plan_cases()) {
       INFO("tokens " << c.tokens << ", top_k " << c.top_k << ", capacity " << c.capacity);
       for (DType type : {DType::kF32, DType::kBF16}) {
@@ -152,9 +178,9 @@ TEST_CASE("combine and its gradient agree with a plain loop", "[permute]") {
           Tensor y(type, {c.tokens, width}), y_plain(type, {c.tokens, width});
           Tensor dx(type, {p.rows, width}), dgate(DType::kF32, {c.tokens, c.top_k});
           for (const Tensor* each : {&y, &y_plain, &dx}) fill_nan(*each);
-          combine(context, p.x, p.plan.row, p.gate, p.add, y);
-          combine(context, p.x, p.plan.row, AnyView{}, AnyView{}, y_plain);
-          combine_backward(context, p.dy, p.x, p.plan.row, p.gate, dx, dgate);
+          run(context, combine, p.x, p.plan.row, p.gate, p.add, y);
+          run(context, combine, p.x, p.plan.row, AnyView{}, AnyView{}, y_plain);
+          run(context, combine_backward, p.dy, p.x, p.plan.row, p.gate, dx, dgate);
           Expected ey, ep, eg;
           Expected ex{std::vector<double>(static_cast<size_t>(p.rows * width)),
                       std::vector<double>(static_cast<size_t>(p.rows * width))};
@@ -192,7 +218,7 @@ TEST_CASE("combine and its gradient agree with a plain loop", "[permute]") {
             if (row[i] < 0) CHECK(element(dgate, i) == 0);
           }
           Tensor carried = copy_of(p.add);
-          combine(context, p.x, p.plan.row, p.gate, carried, carried);
+          run(context, combine, p.x, p.plan.row, p.gate, carried, carried);
           check_same_bits("y added in place", carried, y);
         }
       }
@@ -201,13 +227,13 @@ TEST_CASE("combine and its gradient agree with a plain loop", "[permute]") {
 }
 
 TEST_CASE("combine_backward is the derivative of combine", "[permute]") {
-  for_each_isa([&](Context& context) {
+  for_each_backend([&](Context& context) {
     const PlanCase c{7, 2, 4, 3, {0, 7}};
     const int64_t width = 5;
     const Problem p(context, c, DType::kF32, width);
     REQUIRE(p.plan.dropped > 0);
     Tensor dx(DType::kF32, {p.rows, width}), dgate(DType::kF32, {c.tokens, c.top_k});
-    combine_backward(context, p.dy, p.x, p.plan.row, p.gate, dx, dgate);
+    run(context, combine_backward, p.dy, p.x, p.plan.row, p.gate, dx, dgate);
     const auto weight = values_of(p.dy);
     const View<int32_t> row = p.plan.row.as<int32_t>();
     const auto objective = [&](const std::vector<double>& x, const std::vector<double>& gate) {
@@ -239,9 +265,9 @@ TEST_CASE("combine gives the same bits on any number of threads and at any size"
     for_each_thread_count(isa, [&](Context& context) {
       Tensor y(DType::kBF16, {c.tokens, width}), dx(DType::kBF16, {p.rows, width});
       Tensor dgate(DType::kF32, {c.tokens, c.top_k}), gathered(DType::kBF16, {p.rows, width});
-      combine(context, p.x, p.plan.row, p.gate, p.add, y);
-      combine_backward(context, p.dy, p.x, p.plan.row, p.gate, dx, dgate);
-      gather_rows(context, p.dy, p.plan.token, gathered);
+      run(context, combine, p.x, p.plan.row, p.gate, p.add, y);
+      run(context, combine_backward, p.dy, p.x, p.plan.row, p.gate, dx, dgate);
+      run(context, gather_rows, p.dy, p.plan.token, gathered);
       if (!first_y) {
         first_y = copy_of(y);
         first_dx = copy_of(dx);
@@ -252,8 +278,8 @@ TEST_CASE("combine gives the same bits on any number of threads and at any size"
       check_same_bits("dgate", dgate, first_dgate);
       const int64_t last = c.tokens - 1;
       Tensor alone(DType::kBF16, {1, width});
-      combine(context, p.x, p.plan.row.view().rows(last, 1), p.gate.view().rows(last, 1),
-              p.add.view().rows(last, 1), alone);
+      run(context, combine, p.x, p.plan.row.view().rows(last, 1), p.gate.view().rows(last, 1),
+          p.add.view().rows(last, 1), alone);
       check_same_bits("the last token alone", y.view().rows(last, 1), alone);
       int64_t wrong = 0;
       for (int64_t r = 0; r < p.rows; ++r) {

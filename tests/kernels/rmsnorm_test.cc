@@ -1,6 +1,7 @@
 // RMSNorm: value, gradient, the tree of dgain, and the ways rows can be cut.
 #include "kernels/api/rmsnorm.h"
 
+#include "tests/support/device_testing.h"
 #include "tests/support/gradient_check.h"
 
 namespace degu {
@@ -9,6 +10,9 @@ namespace {
 using namespace degu::testing;
 
 constexpr double kEps = 1e-5;
+
+// For `run`, which does not see default arguments.
+const auto norm_backward = [](auto&&... args) { rmsnorm_backward(args...); };
 
 struct Normed {
   std::vector<double> y;
@@ -28,7 +32,7 @@ Normed reference(const std::vector<double>& x, const std::vector<double>& gain) 
 }
 
 TEST_CASE("rmsnorm agrees with a plain loop", "[rmsnorm]") {
-  for_each_isa([&](Context& context) {
+  for_each_backend([&](Context& context) {
     for (DType type : {DType::kF32, DType::kBF16}) {
       for (int64_t width : {1, 2, 7, 16, 33, 64, 100, 256, 513}) {
         for (int64_t rows : {0, 1, 5, 70}) {
@@ -37,7 +41,7 @@ TEST_CASE("rmsnorm agrees with a plain loop", "[rmsnorm]") {
           const Normed wanted = reference(values_of(x), values_of(gain));
           Tensor y(type, {rows, width}), inv(DType::kF32, {rows});
           fill_nan(y);
-          rmsnorm(context, x, gain, kEps, y, inv);
+          run(context, rmsnorm, x, gain, kEps, y, inv);
           Expected ey, ei;
           // The mean square errs by at most width + 2 roundings, its root by half of that.
           const double relative = (static_cast<double>(width) + 8) * unit_roundoff(DType::kF32);
@@ -48,7 +52,7 @@ TEST_CASE("rmsnorm agrees with a plain loop", "[rmsnorm]") {
           check_close("y", y, ey);
           check_close("inv", inv, ei);
           Tensor in_place = copy_of(x);
-          rmsnorm(context, in_place, gain, kEps, in_place, AnyView{});
+          run(context, rmsnorm, in_place, gain, kEps, in_place, AnyView{});
           check_same_bits("y in place, inv not kept", in_place, y);
         }
       }
@@ -57,7 +61,7 @@ TEST_CASE("rmsnorm agrees with a plain loop", "[rmsnorm]") {
 }
 
 TEST_CASE("rmsnorm_backward is the derivative of rmsnorm", "[rmsnorm]") {
-  for_each_isa([&](Context& context) {
+  for_each_backend([&](Context& context) {
     for (int64_t width : {3, 16, 40}) {
       const int64_t rows = 5;
       const Tensor x = random_tensor(DType::kF32, {rows, width}, "x");
@@ -66,9 +70,9 @@ TEST_CASE("rmsnorm_backward is the derivative of rmsnorm", "[rmsnorm]") {
       Tensor y(DType::kF32, {rows, width}), inv(DType::kF32, {rows}),
           dx(DType::kF32, {rows, width});
       Tensor dgain(DType::kF32, {width});
-      rmsnorm(context, x, gain, kEps, y, inv);
+      run(context, rmsnorm, x, gain, kEps, y, inv);
       const std::vector<int64_t> offsets = {0, rows};
-      rmsnorm_backward(context, dy, x, gain, inv, {offsets}, AnyView{}, dx, dgain);
+      run(context, norm_backward, dy, x, gain, inv, UnitSegments{offsets}, AnyView{}, dx, dgain);
       const auto weight = values_of(dy);
       check_gradient(
           "dx", dx,
@@ -98,7 +102,7 @@ TEST_CASE("dgain joins units in the tree, bit for bit", "[rmsnorm]") {
                                    {1, 7, {3, 1, 4, 1, 5, 9, 2}},
                                    {3, 2, {0, 0, 64, 64, 128, 1}}};
   const int64_t width = 300;
-  for_each_isa([&](Context& context) {
+  for_each_backend([&](Context& context) {
     for (const Case& c : cases) {
       const auto offsets = offsets_of(c.counts);
       const int64_t rows = offsets.back();
@@ -108,7 +112,7 @@ TEST_CASE("dgain joins units in the tree, bit for bit", "[rmsnorm]") {
       const Tensor held = random_tensor(DType::kF32, {c.slots, width}, "held");
       Tensor y(DType::kBF16, {rows, width}), inv(DType::kF32, {rows}),
           dx(DType::kBF16, {rows, width});
-      rmsnorm(context, x, gain, kEps, y, inv);
+      run(context, rmsnorm, x, gain, kEps, y, inv);
       Tensor expected(DType::kF32, {c.slots, width});
       for (int64_t s = 0; s < c.slots; ++s) {
         std::vector<std::vector<float>> level;
@@ -118,9 +122,9 @@ TEST_CASE("dgain joins units in the tree, bit for bit", "[rmsnorm]") {
           Tensor part(DType::kF32, {width});
           fill_nan(part);
           const std::vector<int64_t> alone = {0, count};
-          rmsnorm_backward(context, dy.view().rows(begin, count), x.view().rows(begin, count), gain,
-                           inv.view().rows(begin, count), {alone}, AnyView{},
-                           dx.view().rows(begin, count), part);
+          run(context, norm_backward, dy.view().rows(begin, count), x.view().rows(begin, count),
+              gain, inv.view().rows(begin, count), UnitSegments{alone}, AnyView{},
+              dx.view().rows(begin, count), part);
           level.emplace_back(part.as<float>().data(), part.as<float>().data() + width);
         }
         while (level.size() > 1) {
@@ -141,11 +145,11 @@ TEST_CASE("dgain joins units in the tree, bit for bit", "[rmsnorm]") {
       const Tensor dx_alone = copy_of(dx);
       Tensor dgain(DType::kF32, {c.slots, width});
       fill_nan(dgain);
-      rmsnorm_backward(context, dy, x, gain, inv, segments, AnyView{}, dx, dgain);
+      run(context, norm_backward, dy, x, gain, inv, segments, AnyView{}, dx, dgain);
       check_same_bits("dgain", dgain, expected);
       check_same_bits("dx", dx, dx_alone);
       Tensor added = copy_of(held);
-      rmsnorm_backward(context, dy, x, gain, inv, segments, AnyView{}, dx, added, Write::kAdd);
+      run(context, norm_backward, dy, x, gain, inv, segments, AnyView{}, dx, added, Write::kAdd);
       for (int64_t i = 0; i < expected.view().elements(); ++i) {
         expected.as<float>()[i] = held.as<float>()[i] + expected.as<float>()[i];
       }
@@ -175,8 +179,9 @@ TEST_CASE("rmsnorm gives the same bits on any number of threads and at any size"
         for_each_thread_count(isa, [&](Context& context) {
           Tensor y(type, {rows, width}), inv(DType::kF32, {rows}), dx(type, {rows, width});
           Tensor dgain(DType::kF32, {width});
-          rmsnorm(context, xs, gain, kEps, y, inv);
-          rmsnorm_backward(context, dys, xs, gain, inv, {offsets, 1, 1, 3}, dys, dx, dgain);
+          run(context, rmsnorm, xs, gain, kEps, y, inv);
+          run(context, norm_backward, dys, xs, gain, inv, UnitSegments{offsets, 1, 1, 3}, dys, dx,
+              dgain);
           if (!first_y) {
             first_y = copy_of(y);
             first_dx = copy_of(dx);
@@ -186,11 +191,11 @@ TEST_CASE("rmsnorm gives the same bits on any number of threads and at any size"
           check_same_bits("dx", dx, first_dx);
           check_same_bits("dgain", dgain, first_dgain);
           Tensor y_last(type, {1, width});
-          rmsnorm(context, xs.view().rows(rows - 1, 1), gain, kEps, y_last, AnyView{});
+          run(context, rmsnorm, xs.view().rows(rows - 1, 1), gain, kEps, y_last, AnyView{});
           check_same_bits("the last row alone", y.view().rows(rows - 1, 1), y_last);
           Tensor carried = copy_of(dys);
-          rmsnorm_backward(context, dys, xs, gain, inv, {offsets, 1, 1, 3}, carried, carried,
-                           dgain);
+          run(context, norm_backward, dys, xs, gain, inv, UnitSegments{offsets, 1, 1, 3}, carried,
+              carried, dgain);
           check_same_bits("dx added in place", carried, first_dx);
         });
       }

@@ -2,10 +2,13 @@
 
 #include <algorithm>
 
-#include "tests/support/kernel_testing.h"
+#include "tests/support/device_testing.h"
 
 namespace degu::testing {
 namespace {
+
+// For `run`, which does not see default arguments.
+const auto rotate = [](auto&&... args) { rotary(args...); };
 
 constexpr DType kTypes[] = {DType::kF32, DType::kBF16};
 
@@ -52,7 +55,7 @@ TEST_CASE("rotary agrees with the definition in double precision", "[rotary]") {
       {0, 1, 2, 0, 1, 0, 0, 1, 2, 3},
       {5, 100000, 7, 262143},  // far apart: a row of the table each
   };
-  for_each_isa([&](Context& context) {
+  for_each_backend([&](Context& context) {
     for (DType type : kTypes) {
       for (int64_t width : {2, 6, 16, 34, 64, 128}) {
         for (const auto& positions : cases) {
@@ -61,7 +64,7 @@ TEST_CASE("rotary agrees with the definition in double precision", "[rotary]") {
             const Shape shape{static_cast<int64_t>(positions.size()), 3, width};
             const Tensor before = random_tensor(type, shape, "x");
             const Tensor x = copy_of(before);
-            rotary(context, x, positions, 10000.0, inverse);
+            run(context, rotate, x, positions, 10000.0, inverse);
             check_close("rotary", x, expect(before, positions, 10000.0, inverse));
           }
         }
@@ -73,15 +76,15 @@ TEST_CASE("rotary agrees with the definition in double precision", "[rotary]") {
 // dot(rotate(x), y) = dot(x, rotate back(y)): the inverse is the gradient's operator, in exact
 // terms up to fp32 rounding.
 TEST_CASE("rotating back is the gradient of rotating", "[rotary]") {
-  for_each_isa([&](Context& context) {
+  for_each_backend([&](Context& context) {
     const Shape shape{50, 2, 32};
     const auto positions = consecutive(17, 50);
     const Tensor x = random_tensor(DType::kF32, shape, "x");
     const Tensor y = random_tensor(DType::kF32, shape, "y");
     const Tensor forward = copy_of(x);
     const Tensor back = copy_of(y);
-    rotary(context, forward, positions, 500.0);
-    rotary(context, back, positions, 500.0, true);
+    run(context, rotate, forward, positions, 500.0);
+    run(context, rotate, back, positions, 500.0, true);
     ReferenceSum left, right;
     for (int64_t i = 0; i < shape.elements(); ++i) {
       left.add(element(forward, i) * element(y, i));
@@ -102,19 +105,19 @@ TEST_CASE("a row's rotation depends on its position alone", "[rotary]") {
       rotary(one, expected, positions, 10000.0);
       for_each_thread_count(isa, [&](Context& context) {
         const Tensor whole = copy_of(x);
-        rotary(context, whole, positions, 10000.0);
+        run(context, rotate, whole, positions, 10000.0);
         check_same_bits("whole", whole, expected);
         const Tensor single = copy_of(x);
         for (int64_t t = 0; t < rows; ++t) {
-          rotary(context, single.view().rows(t, 1),
-                 std::span(positions).subspan(static_cast<size_t>(t), 1), 10000.0);
+          run(context, rotate, single.view().rows(t, 1),
+              std::span(positions).subspan(static_cast<size_t>(t), 1), 10000.0);
         }
         check_same_bits("row by row", single, expected);
         // Far neighbours: the table is laid out per row instead of per position.
         auto mixed = positions;
         mixed[0] = 900000;
         const Tensor scattered = copy_of(x);
-        rotary(context, scattered, mixed, 10000.0);
+        run(context, rotate, scattered, mixed, 10000.0);
         check_same_bits("scattered", scattered.view().rows(1, rows - 1),
                         expected.view().rows(1, rows - 1));
       });

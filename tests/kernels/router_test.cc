@@ -5,6 +5,7 @@
 #include <limits>
 #include <set>
 
+#include "tests/support/device_testing.h"
 #include "tests/support/gradient_check.h"
 
 namespace degu {
@@ -49,7 +50,7 @@ struct Routed {
         expert(DType::kI32, {c.tokens, c.options.top_k}) {}
   void run(Context& context, const Case& c) {
     for (const Tensor* each : {&score, &gate, &lse}) fill_nan(*each);
-    router_topk(context, logit, bias, c.options, score, expert, gate, lse);
+    testing::run(context, router_topk, logit, bias, c.options, score, expert, gate, lse);
   }
   Tensor logit, bias, score, gate, lse, expert;
 };
@@ -87,7 +88,7 @@ std::vector<double> gates(const std::vector<double>& score, const AnyView& exper
 }
 
 TEST_CASE("router_topk scores, chooses and gates", "[router]") {
-  for_each_isa([&](Context& context) {
+  for_each_backend([&](Context& context) {
     for (const Case& c : cases()) {
       Routed r(c);
       r.run(context, c);
@@ -126,7 +127,7 @@ TEST_CASE("router_topk scores, chooses and gates", "[router]") {
 }
 
 TEST_CASE("ties go to the lower expert index", "[router]") {
-  for_each_isa([&](Context& context) {
+  for_each_backend([&](Context& context) {
     for (int64_t experts : {2, 5, 16, 37}) {
       for (int top_k = 1; top_k <= std::min<int>(4, static_cast<int>(experts)); ++top_k) {
         const Case c{3, experts, {.top_k = top_k}, false};
@@ -148,7 +149,7 @@ TEST_CASE("ties go to the lower expert index", "[router]") {
 
 TEST_CASE("NaN and infinite logits give NaN gates and still K different experts", "[router]") {
   const float inf = std::numeric_limits<float>::infinity();
-  for_each_isa([&](Context& context) {
+  for_each_backend([&](Context& context) {
     for (Score score : {Score::kSoftmax, Score::kSigmoid}) {
       const Case c{5, 20, {.score = score, .top_k = 3}, false};
       Routed r(c);
@@ -183,7 +184,7 @@ TEST_CASE("NaN and infinite logits give NaN gates and still K different experts"
 }
 
 TEST_CASE("router_topk_backward is the derivative of gates, balance and z-loss", "[router]") {
-  for_each_isa([&](Context& context) {
+  for_each_backend([&](Context& context) {
     for (const Case& c : cases()) {
       if (c.tokens * c.experts > 200) continue;  // the differences cost the square of it
       INFO("tokens " << c.tokens << ", experts " << c.experts << ", top_k " << c.options.top_k
@@ -199,8 +200,8 @@ TEST_CASE("router_topk_backward is the derivative of gates, balance and z-loss",
         for (float dz : {0.0f, 0.01f}) {
           Tensor dlogit(DType::kF32, r.logit.shape());
           fill_nan(dlogit);
-          router_topk_backward(context, r.logit, r.score, r.expert, r.gate, r.lse, dgate,
-                               balanced ? dshare.view() : AnyView{}, groups, dz, c.options, dlogit);
+          run(context, router_topk_backward, r.logit, r.score, r.expert, r.gate, r.lse, dgate,
+              balanced ? dshare.view() : AnyView{}, groups, dz, c.options, dlogit);
           const auto experts = static_cast<size_t>(c.experts);
           // One token at a time: no other token's terms depend on its logits.
           const auto objective = [&](const std::vector<double>& logit) {
@@ -240,7 +241,7 @@ TEST_CASE("router_balance counts and sums each group in row order, bit for bit",
         r.run(context, c);
         Tensor count(DType::kI64, {4, c.experts}), sum(DType::kF32, {4, c.experts});
         fill_nan(sum);
-        router_balance(context, r.score, r.expert, groups, score, count, sum);
+        run(context, router_balance, r.score, r.expert, groups, score, count, sum);
         Expected es;
         for (int64_t g = 0; g < 4; ++g) {
           for (int64_t e = 0; e < c.experts; ++e) {
@@ -265,8 +266,8 @@ TEST_CASE("router_balance counts and sums each group in row order, bit for bit",
         // A group's sums do not depend on its neighbours.
         const std::vector<int64_t> alone = {0, 29};
         Tensor count_alone(DType::kI64, {1, c.experts}), sum_alone(DType::kF32, {1, c.experts});
-        router_balance(context, r.score.view().rows(21, 29), r.expert.view().rows(21, 29), alone,
-                       score, count_alone, sum_alone);
+        run(context, router_balance, r.score.view().rows(21, 29), r.expert.view().rows(21, 29),
+            alone, score, count_alone, sum_alone);
         check_same_bits("the last group alone", sum_alone, sum.view().rows(3, 1));
       });
     }

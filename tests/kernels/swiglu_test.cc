@@ -2,6 +2,7 @@
 // for.
 #include "kernels/api/swiglu.h"
 
+#include "tests/support/device_testing.h"
 #include "tests/support/gradient_check.h"
 
 namespace degu {
@@ -18,7 +19,7 @@ double dsilu(double v) {
 }
 
 TEST_CASE("swiglu and its gradient agree with a plain loop", "[swiglu]") {
-  for_each_isa([&](Context& context) {
+  for_each_backend([&](Context& context) {
     for (DType type : {DType::kF32, DType::kBF16}) {
       for (int64_t width : {1, 5, 16, 33, 256}) {
         const int64_t rows = 9;
@@ -29,8 +30,8 @@ TEST_CASE("swiglu and its gradient agree with a plain loop", "[swiglu]") {
         const Tensor dact = random_tensor(type, shape, "dact");
         Tensor act(type, shape), dgate(type, shape), dup(type, shape);
         for (const Tensor* each : {&act, &dgate, &dup}) fill_nan(*each);
-        swiglu(context, gate, up, act, asked);
-        swiglu_backward(context, dact, gate, up, dgate, dup, asked);
+        run(context, swiglu, gate, up, act, asked);
+        run(context, swiglu_backward, dact, gate, up, dgate, dup, asked);
         // fp32: exp errs by 2 ulp, and every other step by one rounding. bf16: a sigmoid within
         // 2^-12.
         const double computed = type == DType::kBF16 ? 0x1p-12 : 16 * unit_roundoff(DType::kF32);
@@ -55,14 +56,14 @@ TEST_CASE("swiglu and its gradient agree with a plain loop", "[swiglu]") {
           CHECK(std::isnan(element(dup, i)));
         }
         Tensor g = copy_of(gate), v = copy_of(up);
-        swiglu(context, g, v, g, asked);
+        run(context, swiglu, g, v, g, asked);
         check_same_bits("act in gate", g.view().rows(0, asked), act.view().rows(0, asked));
         g = copy_of(gate);
-        swiglu_backward(context, dact, g, v, g, v, asked);
+        run(context, swiglu_backward, dact, g, v, g, v, asked);
         check_same_bits("dgate in gate", g.view().rows(0, asked), dgate.view().rows(0, asked));
         check_same_bits("dup in up", v.view().rows(0, asked), dup.view().rows(0, asked));
         Tensor d = copy_of(dact);
-        swiglu_backward(context, d, gate, up, dgate, d, asked);
+        run(context, swiglu_backward, d, gate, up, dgate, d, asked);
         check_same_bits("dup in dact", d.view().rows(0, asked), dup.view().rows(0, asked));
       }
     }
@@ -70,13 +71,13 @@ TEST_CASE("swiglu and its gradient agree with a plain loop", "[swiglu]") {
 }
 
 TEST_CASE("swiglu_backward is the derivative of swiglu", "[swiglu]") {
-  for_each_isa([&](Context& context) {
+  for_each_backend([&](Context& context) {
     const Shape shape = {3, 21};
     const Tensor gate = random_tensor(DType::kF32, shape, "gate", 2.0);
     const Tensor up = random_tensor(DType::kF32, shape, "up");
     const Tensor dact = random_tensor(DType::kF32, shape, "dact");
     Tensor dgate(DType::kF32, shape), dup(DType::kF32, shape);
-    swiglu_backward(context, dact, gate, up, dgate, dup, 3);
+    run(context, swiglu_backward, dact, gate, up, dgate, dup, 3);
     const auto weight = values_of(dact);
     const auto objective = [&](const std::vector<double>& g, const std::vector<double>& v) {
       double sum = 0;
@@ -92,7 +93,7 @@ TEST_CASE("swiglu_backward is the derivative of swiglu", "[swiglu]") {
 }
 
 TEST_CASE("swiglu saturates without overflow and keeps NaN", "[swiglu]") {
-  for_each_isa([&](Context& context) {
+  for_each_backend([&](Context& context) {
     const std::vector<float> values = {-1e30f, -200.0f, -100.0f, -88.0f,
                                        88.0f,  200.0f,  1e30f,   std::nanf("")};
     const Shape shape = {1, static_cast<int64_t>(values.size())};
@@ -102,8 +103,8 @@ TEST_CASE("swiglu saturates without overflow and keeps NaN", "[swiglu]") {
       gate.as<float>()[i] = values[static_cast<size_t>(i)];
       ones.as<float>()[i] = 1.0f;
     }
-    swiglu(context, gate, ones, act, 1);
-    swiglu_backward(context, ones, gate, ones, dgate, dup, 1);
+    run(context, swiglu, gate, ones, act, 1);
+    run(context, swiglu_backward, ones, gate, ones, dgate, dup, 1);
     for (int64_t i = 0; i < 4; ++i) {
       CHECK(std::fabs(element(act, i)) < 1e-30);
       CHECK(std::fabs(element(dgate, i)) < 1e-30);
@@ -130,8 +131,8 @@ TEST_CASE("swiglu gives the same bits on any number of threads and at any size",
     for_each_thread_count(isa, [&](Context& context) {
       Tensor act(DType::kBF16, {rows, width}), dgate(DType::kBF16, {rows, width}),
           dup(DType::kBF16, {rows, width});
-      swiglu(context, gate, up, act, rows);
-      swiglu_backward(context, up, gate, up, dgate, dup, rows);
+      run(context, swiglu, gate, up, act, rows);
+      run(context, swiglu_backward, up, gate, up, dgate, dup, rows);
       if (!first_act) {
         first_act = copy_of(act);
         first_dgate = copy_of(dgate);
@@ -139,7 +140,7 @@ TEST_CASE("swiglu gives the same bits on any number of threads and at any size",
       check_same_bits("act", act, first_act);
       check_same_bits("dgate", dgate, first_dgate);
       Tensor row(DType::kBF16, {1, width});
-      swiglu(context, gate.view().rows(rows - 1, 1), up.view().rows(rows - 1, 1), row, 1);
+      run(context, swiglu, gate.view().rows(rows - 1, 1), up.view().rows(rows - 1, 1), row, 1);
       check_same_bits("the last row alone", act.view().rows(rows - 1, 1), row);
     });
   }

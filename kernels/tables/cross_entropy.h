@@ -1,4 +1,4 @@
-// Entry points of kernels/cpu/cross_entropy.cc, one table per instruction set.
+// Entry points of kernels/api/cross_entropy.h: filled by each backend (CPU: per instruction set).
 #pragma once
 
 #include <span>

@@ -1,10 +1,9 @@
-// Entry points of kernels/api/router.h per instruction set.
+// Entry points of kernels/api/router.h: filled by each backend (CPU: per instruction set).
 #pragma once
 
 #include <span>
 
 #include "kernels/api/router.h"
-#include "kernels/cpu/isa.h"
 
 namespace degu {
 

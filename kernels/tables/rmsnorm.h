@@ -1,8 +1,7 @@
-// Entry points of kernels/api/rmsnorm.h per instruction set.
+// Entry points of kernels/api/rmsnorm.h: filled by each backend (CPU: per instruction set).
 #pragma once
 
 #include "kernels/api/rows.h"
-#include "kernels/cpu/isa.h"
 #include "tensor/context.h"
 
 namespace degu {

@@ -1,7 +1,6 @@
-// Entry points of kernels/api/elementwise.h per instruction set.
+// Entry points of kernels/api/elementwise.h: filled by each backend (CPU: per instruction set).
 #pragma once
 
-#include "kernels/cpu/isa.h"
 #include "tensor/context.h"
 
 namespace degu {

@@ -1,17 +1,16 @@
-// Entry points of kernels/api/adamw.h per instruction set.
+// Entry points of kernels/api/adamw.h: filled by each backend (CPU: per instruction set).
 #pragma once
 
 #include <span>
 
 #include "kernels/api/adamw.h"
-#include "kernels/cpu/isa.h"
 
 namespace degu {
 
 struct AdamWKernels {
   void (*step)(Context&, const AdamWStep&, AnyView master, AnyView m, AnyView v, AnyView grad,
                AnyView weight);
-  void (*block_square_sums)(Context&, AnyView grad, std::span<double> block_sums);
+  void (*block_square_sums)(Context&, AnyView grad, double* block_sums);
 };
 
 }  // namespace degu

@@ -1,10 +1,9 @@
-// Entry points of kernels/api/embedding.h per instruction set.
+// Entry points of kernels/api/embedding.h: filled by each backend (CPU: per instruction set).
 #pragma once
 
 #include <span>
 
 #include "kernels/api/rows.h"
-#include "kernels/cpu/isa.h"
 #include "tensor/context.h"
 
 namespace degu {

@@ -1,4 +1,4 @@
-// Entry points of kernels/cpu/rotary.cc, one table per instruction set.
+// Entry points of kernels/api/rotary.h: filled by each backend (CPU: per instruction set).
 #pragma once
 
 #include <span>

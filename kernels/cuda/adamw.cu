@@ -1,0 +1,135 @@
+#include "kernels/tables/adamw.h"
+
+#include <cmath>
+
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/pack.cuh"
+#include "kernels/cuda/table.h"
+
+namespace degu {
+namespace {
+
+using namespace degu::cuda;
+
+// The step's constants, computed in double precision and rounded once, as on the CPU.
+struct Factors {
+  float grad_scale, beta1, beta2, one_minus_beta1, one_minus_beta2, m_correction, v_correction, eps,
+      decay, minus_rate;
+};
+
+float correction(double beta, int64_t step) {
+  return static_cast<float>(1.0 / (1.0 - std::pow(beta, static_cast<double>(step))));
+}
+
+Factors factors_of(const AdamWStep& s) {
+  return {.grad_scale = s.grad_scale,
+          .beta1 = static_cast<float>(s.beta1),
+          .beta2 = static_cast<float>(s.beta2),
+          .one_minus_beta1 = static_cast<float>(1.0 - s.beta1),
+          .one_minus_beta2 = static_cast<float>(1.0 - s.beta2),
+          .m_correction = correction(s.beta1, s.step),
+          .v_correction = correction(s.beta2, s.step),
+          .eps = static_cast<float>(s.eps),
+          .decay = static_cast<float>(s.weight_decay),
+          .minus_rate = static_cast<float>(-s.learning_rate)};
+}
+
+template <class T>
+struct Step {
+  static constexpr int kN = 4;
+  Factors f;
+  float* master;
+  float* m;
+  float* v;
+  const float* grad;
+  T* weight;  // null: none
+  int64_t n;
+  template <bool kVector>
+  __device__ void at(int64_t i) const {
+    float w[kN], first[kN], second[kN], g[kN];
+    load<kVector>(master, i, n, w);
+    load<kVector>(m, i, n, first);
+    load<kVector>(v, i, n, second);
+    load<kVector>(grad, i, n, g);
+#pragma unroll
+    for (int j = 0; j < kN; ++j) {
+      const float scaled = g[j] * f.grad_scale;
+      first[j] = fmaf(f.beta1, first[j], f.one_minus_beta1 * scaled);
+      second[j] = fmaf(f.beta2, second[j], f.one_minus_beta2 * (scaled * scaled));
+      const float direction =
+          (first[j] * f.m_correction) / (sqrtf(second[j] * f.v_correction) + f.eps);
+      w[j] = fmaf(f.minus_rate, fmaf(f.decay, w[j], direction), w[j]);
+    }
+    store<kVector>(m, i, n, first);
+    store<kVector>(v, i, n, second);
+    store<kVector>(master, i, n, w);
+    if (weight != nullptr) store<kVector>(weight, i, n, w);
+  }
+};
+
+template <class T>
+void step_typed(Context& context, const AdamWStep& options, AnyView master, AnyView m, AnyView v,
+                AnyView grad, AnyView weight) {
+  const Step<T> f{factors_of(options),
+                  static_cast<float*>(master.data),
+                  static_cast<float*>(m.data),
+                  static_cast<float*>(v.data),
+                  static_cast<const float*>(grad.data),
+                  static_cast<T*>(weight.data),
+                  master.elements()};
+  if (f.n == 0) return;
+  const unsigned blocks = blocks_for(f.n, int64_t{kThreads} * Step<T>::kN);
+  if (vectored<T>(1, 0, {master.data, m.data, v.data, grad.data, weight.data})) {
+    each_pack_kernel<true, Step<T>::kN>
+        <<<blocks, kThreads, 0, state_of(context).stream()>>>(f.n, f);
+  } else {
+    each_pack_kernel<false, Step<T>::kN>
+        <<<blocks, kThreads, 0, state_of(context).stream()>>>(f.n, f);
+  }
+  state_of(context).check_launch("adamw");
+}
+
+void step(Context& context, const AdamWStep& options, AnyView master, AnyView m, AnyView v,
+          AnyView grad, AnyView weight) {
+  weight.dtype == DType::kBF16 ? step_typed<bf16>(context, options, master, m, v, grad, weight)
+                               : step_typed<float>(context, options, master, m, v, grad, weight);
+}
+
+// Sixteen interleaved partial sums joined by halves: the CPU's order, so the CPU's bits (a square
+// of a float is exact in double). Half a warp takes one block of kNormBlock elements.
+__global__ void square_sums_kernel(const float* grad, int64_t n, int64_t blocks, double* sums) {
+  constexpr int kSums = 16;
+  const int64_t block = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / kSums;
+  const int lane = static_cast<int>(threadIdx.x) % kSums;
+  double sum = 0.0;
+  if (block < blocks) {
+    const int64_t end = min(n, (block + 1) * kNormBlock);
+#pragma unroll 8
+    for (int64_t i = block * kNormBlock + lane; i < end; i += kSums) {
+      const auto value = static_cast<double>(grad[i]);
+      sum = sum + value * value;
+    }
+  }
+#pragma unroll
+  for (int half = kSums / 2; half > 0; half /= 2) {
+    sum = sum + __shfl_down_sync(kAllLanes, sum, half, kSums);
+  }
+  if (lane == 0 && block < blocks) sums[block] = sum;
+}
+
+void all_square_sums(Context& context, AnyView grad, double* sums) {
+  const int64_t n = grad.elements();
+  const int64_t blocks = (n + kNormBlock - 1) / kNormBlock;
+  if (blocks == 0) return;
+  square_sums_kernel<<<blocks_for(blocks, kThreads / 16), kThreads, 0,
+                       state_of(context).stream()>>>(static_cast<const float*>(grad.data), n,
+                                                     blocks, sums);
+  state_of(context).check_launch("block_square_sums");
+}
+
+}  // namespace
+
+template <>
+const AdamWKernels cuda::Table<AdamWKernels>::value = {&step, &all_square_sums};
+
+}  // namespace degu

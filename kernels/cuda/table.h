@@ -1,0 +1,68 @@
+// The CUDA backend's tables of entry points, and the list of operators that have one.
+//
+//   // kernels/cuda/rmsnorm.cu
+//   template <> const RmsNormKernels cuda::Table<RmsNormKernels>::value = {&forward, &backward};
+//
+// A build without CUDA (DEGU_CUDA_BUILT is not defined) refers to no table, so nothing is linked.
+#pragma once
+
+#include "base/error.h"
+
+namespace degu {
+
+struct AdamWKernels;
+struct CrossEntropyKernels;
+struct ElementwiseKernels;
+struct EmbeddingKernels;
+struct PermuteKernels;
+struct RmsNormKernels;
+struct RotaryKernels;
+struct RouterKernels;
+struct SwigluKernels;
+
+namespace cuda {
+
+#ifdef DEGU_CUDA_BUILT
+inline constexpr bool kBuilt = true;
+#else
+inline constexpr bool kBuilt = false;
+#endif
+
+template <class Kernels>
+struct Table {
+  static const Kernels value;
+};
+
+// Operators that this backend has. To add one: its line here, its source in kernels/CMakeLists.txt.
+template <class Kernels>
+inline constexpr bool kHas = false;
+template <>
+inline constexpr bool kHas<AdamWKernels> = true;
+template <>
+inline constexpr bool kHas<CrossEntropyKernels> = true;
+template <>
+inline constexpr bool kHas<ElementwiseKernels> = true;
+template <>
+inline constexpr bool kHas<EmbeddingKernels> = true;
+template <>
+inline constexpr bool kHas<PermuteKernels> = true;
+template <>
+inline constexpr bool kHas<RmsNormKernels> = true;
+template <>
+inline constexpr bool kHas<RotaryKernels> = true;
+template <>
+inline constexpr bool kHas<RouterKernels> = true;
+template <>
+inline constexpr bool kHas<SwigluKernels> = true;
+
+template <class Kernels>
+const Kernels& kernels([[maybe_unused]] const char* op) {
+  if constexpr (kBuilt && kHas<Kernels>) {
+    return Table<Kernels>::value;
+  } else {
+    throw DeviceError("{}: the CUDA backend has no such operator yet; use device: cpu", op);
+  }
+}
+
+}  // namespace cuda
+}  // namespace degu

@@ -1,0 +1,44 @@
+// One GPU as the CUDA backend's kernels see it. Names nothing of the CUDA headers, so that it
+// compiles without them; only a build with CUDA has its functions.
+#pragma once
+
+#include <memory>
+
+#include "tensor/device.h"
+
+struct CUstream_st;  // cudaStream_t is a pointer to it
+
+namespace degu {
+
+class CudaState final : public DeviceState {
+ public:
+  explicit CudaState(int ordinal);
+  ~CudaState() override;
+  CudaState(const CudaState&) = delete;
+  CudaState& operator=(const CudaState&) = delete;
+
+  void upload(void* to, const void* from, size_t bytes) override;
+  void move(void* to, const void* from, size_t bytes) override;
+  void zero(void* at, size_t bytes) override;
+  void download(void* to, const void* from, size_t bytes) override;
+  void synchronize() override;
+  std::string description() const override;
+
+  CUstream_st* stream() const { return stream_; }
+  int multiprocessors() const { return multiprocessors_; }
+  // DeviceError that names the operator when its last launch failed.
+  void check_launch(const char* op);
+  // DeviceError: `what` of the operator is `value`, its kernels take at most `most`.
+  [[noreturn]] static void refuse(const char* op, const char* what, int64_t value, int64_t most);
+
+ private:
+  struct Staging;
+  CUstream_st* stream_ = nullptr;
+  int ordinal_;
+  int multiprocessors_ = 0;
+  std::string name_;
+  size_t memory_ = 0;
+  std::unique_ptr<Staging> staging_;
+};
+
+}  // namespace degu

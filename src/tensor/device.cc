@@ -1,0 +1,39 @@
+#include "tensor/device.h"
+
+#include <cstring>
+
+namespace degu {
+
+void DeviceState::count_sync(const char* who) {
+  if (forbidden_) {
+    throw DeviceError("{} made the host wait for the device where no wait is allowed", who);
+  }
+  ++host_syncs_;
+}
+
+void copy(Context& context, AnyView from, AnyView to) {
+  if (from.dtype != to.dtype || from.elements() != to.elements()) {
+    throw ShapeError("copy: from {} {} to {} {}; types and element counts must agree",
+                     dtype_name(from.dtype), from.shape.str(), dtype_name(to.dtype),
+                     to.shape.str());
+  }
+  const bool from_host = from.device == DeviceType::kCpu;
+  const bool to_host = to.device == DeviceType::kCpu;
+  if ((!from_host && from.device != context.device()) ||
+      (!to_host && to.device != context.device())) {
+    throw ShapeError("copy: a view is on another device than the context");
+  }
+  const size_t bytes = from.bytes();
+  if (bytes == 0 || from.data == to.data) return;
+  if (from_host && to_host) {
+    std::memcpy(to.data, from.data, bytes);
+  } else if (from_host) {
+    context.device_state()->upload(to.data, from.data, bytes);
+  } else if (to_host) {
+    context.device_state()->download(to.data, from.data, bytes);
+  } else {
+    context.device_state()->move(to.data, from.data, bytes);
+  }
+}
+
+}  // namespace degu

@@ -1,0 +1,59 @@
+// What lies between the host and an accelerator: its state, its memory, copies both ways.
+//
+// A process uses one accelerator, and a context runs all its work in the order of one stream. The
+// host runs ahead of the device; where it has to wait, the wait is counted, for a training step on
+// one rank is meant to have none (docs/cuda.md).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "tensor/context.h"
+
+namespace degu {
+
+class DeviceState {
+ public:
+  virtual ~DeviceState() = default;
+
+  // Host to device in stream order; `from` may change as soon as this returns.
+  virtual void upload(void* to, const void* from, size_t bytes) = 0;
+  // Within the device, in stream order.
+  virtual void move(void* to, const void* from, size_t bytes) = 0;
+  virtual void zero(void* at, size_t bytes) = 0;
+  // Device to host; waits for the stream (counted).
+  virtual void download(void* to, const void* from, size_t bytes) = 0;
+  // Waits for the stream (counted); DeviceError when a kernel failed.
+  virtual void synchronize() = 0;
+  virtual std::string description() const = 0;  // "NVIDIA H200, 132 multiprocessors, …"
+
+  // How often the host waited for the device since the context was made.
+  int64_t host_syncs() const { return host_syncs_; }
+  // Debug mode: while set, a wait is a DeviceError that names who waited.
+  void forbid_host_syncs(bool forbid) { forbidden_ = forbid; }
+
+ protected:
+  void count_sync(const char* who);
+
+ private:
+  int64_t host_syncs_ = 0;
+  bool forbidden_ = false;
+};
+
+// Accelerators of this kind that the process could open: 0 when the build lacks the backend, the
+// machine the device, or the driver.
+int device_count(DeviceType device);
+// DeviceError with the remedy when there is none.
+std::unique_ptr<DeviceState> open_device(DeviceType device, int ordinal);
+// Zeroed memory of the accelerator that the process opened last; not for use inside a step.
+void* allocate_device(DeviceType device, size_t bytes);
+void free_device(DeviceType device, void* memory) noexcept;
+
+// to = from: one type and element count, each on the host or on the context's device. Stream order
+// when the host only gives (what it gives is staged) or takes no part; when it receives, the host
+// waits. ShapeError when the views do not fit.
+void copy(Context& context, AnyView from, AnyView to);
+
+}  // namespace degu

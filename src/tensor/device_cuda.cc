@@ -1,0 +1,169 @@
+// The CUDA runtime behind tensor/device.h: one stream per context, pinned staging, device memory.
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "tensor/cuda_state.h"
+
+namespace degu {
+namespace {
+
+void check(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // an error that is reported is not met again
+  const char* remedy = "";
+  if (status == cudaErrorNoKernelImageForDevice || status == cudaErrorInvalidDeviceFunction) {
+    remedy = "; build with CMAKE_CUDA_ARCHITECTURES for this GPU";
+  } else if (status == cudaErrorMemoryAllocation) {
+    remedy = "; use a smaller batch, more ranks, or another GPU";
+  }
+  throw DeviceError("CUDA: {} failed: {}{}", what, cudaGetErrorString(status), remedy);
+}
+
+void require_cuda(DeviceType device) {
+  if (device != DeviceType::kCuda) throw DeviceError("the host is no accelerator");
+}
+
+}  // namespace
+
+// Pinned host memory, used in turns. A segment is written again only after the copies out of it are
+// done; with eight of them the host is so far ahead by then that waiting costs nothing.
+struct CudaState::Staging {
+  static constexpr size_t kSegments = 8;
+  static constexpr size_t kSegmentBytes = size_t{1} << 20;
+
+  Staging() {
+    check(cudaHostAlloc(reinterpret_cast<void**>(&memory), kSegments * kSegmentBytes,
+                        cudaHostAllocDefault),
+          "allocating pinned staging memory");
+    for (cudaEvent_t& event : done) {
+      check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "making an event");
+    }
+  }
+  ~Staging() {
+    for (cudaEvent_t event : done) cudaEventDestroy(event);
+    cudaFreeHost(memory);
+  }
+  Staging(const Staging&) = delete;
+  Staging& operator=(const Staging&) = delete;
+
+  std::byte* memory = nullptr;
+  std::array<cudaEvent_t, kSegments> done{};
+  size_t segment = 0;
+  size_t used = 0;
+};
+
+CudaState::CudaState(int ordinal) : ordinal_(ordinal) {
+  check(cudaSetDevice(ordinal), "opening the GPU");
+  cudaDeviceProp properties{};
+  check(cudaGetDeviceProperties(&properties, ordinal), "asking for the GPU's properties");
+  multiprocessors_ = properties.multiProcessorCount;
+  name_ = properties.name;
+  memory_ = properties.totalGlobalMem;
+  staging_ = std::make_unique<Staging>();
+  check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream");
+}
+
+CudaState::~CudaState() {
+  cudaStreamSynchronize(stream_);
+  cudaStreamDestroy(stream_);
+}
+
+void CudaState::upload(void* to, const void* from, size_t bytes) {
+  Staging& ring = *staging_;
+  auto* out = static_cast<std::byte*>(to);
+  const auto* in = static_cast<const std::byte*>(from);
+  while (bytes > 0) {
+    const size_t piece = std::min(bytes, Staging::kSegmentBytes);
+    if (ring.used + piece > Staging::kSegmentBytes) {
+      check(cudaEventRecord(ring.done[ring.segment], stream_), "recording an event");
+      ring.segment = (ring.segment + 1) % Staging::kSegments;
+      ring.used = 0;
+      cudaEvent_t free = ring.done[ring.segment];
+      if (cudaEventQuery(free) == cudaErrorNotReady) {
+        cudaGetLastError();  // not an error
+        count_sync("the staging of an upload");
+        check(cudaEventSynchronize(free), "waiting for staging memory");
+      }
+    }
+    std::byte* staged = ring.memory + ring.segment * Staging::kSegmentBytes + ring.used;
+    std::memcpy(staged, in, piece);
+    check(cudaMemcpyAsync(out, staged, piece, cudaMemcpyHostToDevice, stream_), "an upload");
+    ring.used += (piece + 15) / 16 * 16;
+    in += piece;
+    out += piece;
+    bytes -= piece;
+  }
+}
+
+void CudaState::move(void* to, const void* from, size_t bytes) {
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_), "a copy");
+}
+
+void CudaState::zero(void* at, size_t bytes) {
+  check(cudaMemsetAsync(at, 0, bytes, stream_), "zeroing memory");
+}
+
+void CudaState::download(void* to, const void* from, size_t bytes) {
+  count_sync("a copy to the host");
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_), "a copy to the host");
+  check(cudaStreamSynchronize(stream_), "waiting for the GPU");
+}
+
+void CudaState::synchronize() {
+  count_sync("synchronize");
+  check(cudaStreamSynchronize(stream_), "waiting for the GPU");
+}
+
+std::string CudaState::description() const {
+  return fmt::format("GPU {}: {}, {} multiprocessors, {} GiB", ordinal_, name_, multiprocessors_,
+                     memory_ >> 30);
+}
+
+void CudaState::check_launch(const char* op) {
+  check(cudaGetLastError(), op);
+}
+
+void CudaState::refuse(const char* op, const char* what, int64_t value, int64_t most) {
+  throw DeviceError("{}: {} is {}; the CUDA kernels take at most {}", op, what, value, most);
+}
+
+int device_count(DeviceType device) {
+  if (device == DeviceType::kCpu) return 1;
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) {
+    cudaGetLastError();
+    return 0;
+  }
+  return count;
+}
+
+std::unique_ptr<DeviceState> open_device(DeviceType device, int ordinal) {
+  require_cuda(device);
+  const int count = device_count(device);
+  if (ordinal < 0 || ordinal >= count) {
+    throw DeviceError(
+        "no CUDA device {} (the driver shows {}); run where nvidia-smi lists one, or use device: "
+        "cpu",
+        ordinal, count);
+  }
+  return std::make_unique<CudaState>(ordinal);
+}
+
+void* allocate_device(DeviceType device, size_t bytes) {
+  require_cuda(device);
+  void* memory = nullptr;
+  check(cudaMalloc(&memory, bytes), "allocating device memory");
+  check(cudaMemset(memory, 0, bytes), "zeroing device memory");
+  // The memset is on the default stream, which ours do not wait for.
+  check(cudaDeviceSynchronize(), "zeroing device memory");
+  return memory;
+}
+
+void free_device(DeviceType, void* memory) noexcept {
+  cudaFree(memory);
+}
+
+}  // namespace degu
