@@ -100,7 +100,8 @@ TEST_CASE("dgain joins units in the tree, bit for bit", "[rmsnorm]") {
                                    {1, 4, {65, 0, 1, 64}},
                                    {2, 3, {5, 200, 63, 0, 0, 129}},
                                    {1, 7, {3, 1, 4, 1, 5, 9, 2}},
-                                   {3, 2, {0, 0, 64, 64, 128, 1}}};
+                                   {3, 2, {0, 0, 64, 64, 128, 1}},
+                                   {1, 37, std::vector<int64_t>(37, 2)}};
   const int64_t width = 300;
   for_each_backend([&](Context& context) {
     for (const Case& c : cases) {
