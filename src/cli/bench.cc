@@ -11,6 +11,7 @@
 #include "base/timer.h"
 #include "cli/bench_model.h"
 #include "cli/command.h"
+#include "cli/job.h"
 #include "cli/kernel_bench.h"
 #include "config/yaml.h"
 #include "io/atomic_file.h"
@@ -139,6 +140,8 @@ constexpr Command kBenches[] = {
     {"kernels",
      "peaks of this machine; each operator's rate and its share of the peak that bounds it",
      &attach_bench_kernels},
+    {"comm", "bandwidth and latency of each collective between the ranks of this job",
+     &attach_bench_comm, true},
     {"memory", "the read bandwidth of memory at this moment", &attach_bench_memory},
     {"decode", "load, prefill and decode of a checkpoint, beside the read bandwidth of memory",
      &attach_bench_decode},
@@ -154,15 +157,22 @@ constexpr Command kBenches[] = {
 
 Action attach_bench(CLI::App& app) {
   app.require_subcommand(1);
-  std::vector<std::pair<CLI::App*, Action>> attached;
+  struct Attached {
+    const Command& bench;
+    CLI::App* app;
+    Action action;
+  };
+  std::vector<Attached> attached;
   for (const Command& bench : kBenches) {
     CLI::App* sub = app.add_subcommand(bench.name, bench.summary);
     sub->fallthrough();
-    attached.emplace_back(sub, bench.attach(*sub));
+    attached.push_back({bench, sub, bench.attach(*sub)});
   }
   return [attached] {
-    for (const auto& [sub, action] : attached) {
-      if (sub->parsed()) return action();
+    for (const Attached& each : attached) {
+      if (!each.app->parsed()) continue;
+      if (!each.bench.many_ranks) require_one_rank(fmt::format("bench {}", each.bench.name));
+      return each.action();
     }
     return ExitCode::kUsage;
   };

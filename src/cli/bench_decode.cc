@@ -16,6 +16,7 @@
 #include "base/random.h"
 #include "base/timer.h"
 #include "cli/bench_model.h"
+#include "infer/memory_plan.h"
 #include "infer/runner.h"
 #include "io/atomic_file.h"
 #include "kernels/api/probe.h"
@@ -43,15 +44,6 @@ struct Options {
   int threads = 0;
   bool json = false;
 };
-
-// "VmRSS" or "VmHWM" of this process, in bytes.
-int64_t status_bytes(const std::string& key) {
-  std::ifstream file("/proc/self/status");
-  for (std::string line; std::getline(file, line);) {
-    if (line.starts_with(key + ":")) return std::stoll(line.substr(key.size() + 1)) * 1024;
-  }
-  throw IoError("/proc/self/status has no {}", key);
-}
 
 double median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
@@ -127,7 +119,7 @@ class Bench {
         load_for_inference(context_, *reader_, shape_, activation_type(config.train.precision),
                            {0, shape_.moe.experts});
     load_seconds_ = timer.seconds();
-    load_rss_ = status_bytes("VmHWM");
+    load_rss_ = peak_resident_bytes();
     model_ = std::make_unique<Transformer>(*parameters_, nullptr, false);
     const int64_t most = *std::max_element(options.streams.begin(), options.streams.end());
     const PassLimits limits{.rows = std::max(options.prompt, most), .logit_rows = most};
@@ -155,9 +147,9 @@ class Bench {
     const auto cache = static_cast<int64_t>(runner_->memory().bytes());
     out["weight_bytes"] = weights;
     out["cache_bytes"] = cache;
-    out["peak_resident_bytes"] = status_bytes("VmHWM");
+    out["peak_resident_bytes"] = peak_resident_bytes();
     out["resident_over_weights_and_cache"] =
-        static_cast<double>(status_bytes("VmHWM")) / static_cast<double>(weights + cache);
+        static_cast<double>(peak_resident_bytes()) / static_cast<double>(weights + cache);
     Trace trace;
     if (!options_.trace.empty()) context_.set_trace(&trace);
     for (int64_t streams : options_.streams) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <string_view>
 
 #include "comm/communicator.h"
 #include "tensor/context.h"
@@ -19,5 +20,9 @@ class Job {
   Communicator& world_;
   std::unique_ptr<Context> context_;
 };
+
+// ConfigError when this process is one of several ranks: for commands that would do the same work
+// on each. Touches MPI only when a launcher started the process.
+void require_one_rank(std::string_view command);
 
 }  // namespace degu

@@ -7,7 +7,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "cli/command.h"
-#include "comm/mpi_comm.h"
+#include "cli/job.h"
 #include "comm/world.h"
 
 namespace degu {
@@ -25,9 +25,10 @@ constexpr Command kCommands[] = {
     {"parity", "whether training, prefill and decode compute the same bits", attach_parity, true},
     {"sweep", "train a grid of models for a scaling law", attach_sweep, true},
     {"fit", "fit a scaling law to a table of runs", attach_fit},
-    {"plan", "the best model for a budget, from a fitted law; the memory that serving takes",
+    {"plan", "the best model for a budget, from a fitted law; what training and serving take",
      attach_plan},
-    {"bench", "peaks of this machine and shares of them; a server under load", attach_bench},
+    {"bench", "peaks of this machine and its links, and shares of them; a server under load",
+     attach_bench, true},
     {"export", "checkpoints to and from safetensors", attach_export},
     {"quantize", "a checkpoint's weights as 8- or 4-bit codes, to be served", attach_quantize,
      true},
@@ -44,10 +45,7 @@ struct Attached {
 
 // The command, then what a full disk behind `> result.json` would otherwise hide.
 ExitCode run_and_flush(const Attached& attached) {
-  if (!attached.command.many_ranks && started_by_mpi_launcher() &&
-      world_communicator().size() > 1) {
-    throw ConfigError("degu {} runs on one rank; start it without mpirun", attached.command.name);
-  }
+  if (!attached.command.many_ranks) require_one_rank(attached.command.name);
   const ExitCode code = attached.action();
   if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
     throw IoError("standard output cannot be written; check the disk or the pipe it goes to");

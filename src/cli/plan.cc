@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "cli/command.h"
 #include "cli/plan_serve.h"
+#include "cli/plan_train.h"
 #include "config/yaml.h"
 #include "io/atomic_file.h"
 #include "scaling/fit/fit_json.h"
@@ -34,6 +35,7 @@ struct PlanCommand {
   std::vector<int> experts;
   std::vector<std::string> overrides;
   PlanServeArguments serve;
+  PlanTrainArguments train;
   bool json = false;
 };
 
@@ -425,6 +427,14 @@ ExitCode run_plan(const PlanCommand& command) {
     serve.json = command.json;
     return plan_serve(serve);
   }
+  if (!command.train.config.empty()) {
+    PlanTrainArguments train = command.train;
+    train.utilisation = command.utilisation;
+    train.out = command.out;
+    train.overrides = command.overrides;
+    train.json = command.json;
+    return plan_train(train);
+  }
   if (command.fit.empty() == command.law.empty())
     throw ConfigError(
         "plan needs one of --fit FIT.json (from `degu fit --out`) and --law NAME "
@@ -478,6 +488,7 @@ Action attach_plan(CLI::App& app) {
   app.add_option("--out", c.out, "write the planned run's YAML");
   app.add_option("--json-out", c.json_out, "write the plan as JSON, for --compare");
   add_plan_serve_options(app, c.serve);
+  add_plan_train_options(app, c.train);
   app.add_option("--compare", c.compare, "a plan's JSON: compare its prediction with --measured");
   app.add_option("--measured", c.measured, "a loss, a run's folder or its result.json");
   app.add_flag("--json", c.json, "print one JSON object");

@@ -7,6 +7,8 @@
 #include "cli/command.h"
 #include "cli/job.h"
 #include "config/yaml.h"
+#include "infer/memory_plan.h"
+#include "train/layout_plan.h"
 #include "train/run.h"
 
 namespace degu {
@@ -28,6 +30,10 @@ ExitCode train(TrainArguments arguments) {
   const TokenDataset dataset(config.data.paths);
   config = resolve_config(config, dataset);
   const RunResult result = run_training(config, arguments.run, dataset, job.world(), job.context());
+  const TrainingMemory memory = training_memory(
+      config, Layout(job.world().rank(), job.world().size(), config.cluster.expert_parallel));
+  log_info("memory: {:.1f} MB laid out, {:.1f} MB in memory at most", memory.total() / 1e6,
+           static_cast<double>(peak_resident_bytes()) / 1e6);
   if (job.world().rank() == 0) {
     if (arguments.json) std::printf("%s\n", to_json(result).dump(2).c_str());
     if (result.complete) {

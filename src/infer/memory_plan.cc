@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <fstream>
+#include <string>
 
 #include "base/error.h"
 #include "kernels/api/quantize.h"
@@ -86,6 +87,14 @@ size_t resident_bytes() {
   size_t all = 0, resident = 0;
   if (!(file >> all >> resident)) throw IoError("/proc/self/statm cannot be read");
   return resident * static_cast<size_t>(sysconf(_SC_PAGESIZE));
+}
+
+size_t peak_resident_bytes() {
+  std::ifstream file("/proc/self/status");
+  for (std::string line; std::getline(file, line);) {
+    if (line.starts_with("VmHWM:")) return std::stoull(line.substr(6)) * 1024;
+  }
+  throw IoError("/proc/self/status has no VmHWM");
 }
 
 }  // namespace degu

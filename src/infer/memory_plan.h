@@ -16,5 +16,7 @@ size_t scratch_bytes(int threads, ParameterSet& parameters, const PassLimits& li
 
 // Bytes of this process that are in memory now. IoError when the system does not say.
 size_t resident_bytes();
+// The most of them that were in memory at once.
+size_t peak_resident_bytes();
 
 }  // namespace degu

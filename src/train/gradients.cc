@@ -25,6 +25,12 @@ GradientRegion::GradientRegion(Context& context, const Region& region, int64_t s
   if (slots > 1) joined_ = Tensor(DType::kF32, {region.elements()});
 }
 
+size_t GradientRegion::bytes() const {
+  size_t sum = joined_ ? joined_.bytes() : 0;
+  for (const Tensor& level : levels_) sum += level.bytes();
+  return sum;
+}
+
 void GradientRegion::begin_leaf() {
   const bool fresh = tree_ ? done_ % 2 == 0 : done_ == 0;
   for (size_t i = 0; i < region_.members.size(); ++i) {

@@ -23,6 +23,7 @@ class GradientRegion : public LeafSink {
   void end_leaf() override;
   // After the step's last leaf: the flat sum, [elements]. Starts the next step.
   AnyView result();
+  size_t bytes() const;
 
  private:
   void join(AnyView left, AnyView right);

@@ -11,34 +11,8 @@
 namespace degu {
 namespace {
 
-constexpr size_t kHeadLogitBytes = size_t{64} << 20;  // of fp32 logits alive at once
-
 size_t at(int64_t i) {
   return static_cast<size_t>(i);
-}
-
-ExpertRange local_experts(const Layout& layout, const ModelShape& shape) {
-  if (shape.moe.experts == 0) return {};
-  const Range range = layout.experts(shape.moe.experts);
-  return {range.begin, range.size()};
-}
-
-FlatLayout flat_layout(const Region& region, ExpertRange experts, int shards) {
-  std::vector<FlatMember> members;
-  for (const Parameter* p : region.members) {
-    FlatMember m{.piece_elements = p->value.elements(),
-                 .rate_multiplier = p->spec.rate_multiplier,
-                 .decay = p->spec.decay,
-                 .trained = p->spec.role != ParameterRole::kState};
-    if (p->spec.role == ParameterRole::kExperts) {
-      m.piece_elements = p->spec.shape[1] * p->spec.shape[2];
-      m.pieces = experts.count;
-      m.first_piece = experts.begin;
-      m.all_pieces = p->spec.shape[0];
-    }
-    members.push_back(m);
-  }
-  return FlatLayout(std::move(members), shards);
 }
 
 }  // namespace
@@ -86,8 +60,7 @@ Trainer::Trainer(const RunConfig& config, const TokenDataset& dataset, Communica
              config.train.reproducible),
       reader_(dataset, config.data, plan_.batch_sequences),
       validation_(dataset, config.data),
-      head_chunks_(head_chunks(plan_.units_per_micro, plan_.micro_tokens(), config.model.vocab,
-                               kHeadLogitBytes)),
+      head_chunks_(training_head_chunks(plan_, config.model.vocab)),
       pass_(context, model_, plan_, plan_.micro_sequences, /*training=*/true),
       micro_batches_(at(plan_.micro_batches)),
       flops_per_token_(training_flops(config.model, plan_.sequence_length, 1.0)) {
@@ -100,38 +73,12 @@ Trainer::Trainer(const RunConfig& config, const TokenDataset& dataset, Communica
   if (!config.train.replay_routes.empty()) {
     run_together(world, [&] { replay_.emplace(config.train.replay_routes, config.model, plan_); });
   }
-  make_regions();
+  regions_ = make_regions(context, config_, plan_, mesh_.layout(), parameters_);
+  for (TrainedRegion& state : regions_.all) {
+    state.group = state.region->kind == RegionKind::kExperts ? &mesh_.edp() : &mesh_.dp();
+  }
   parameters_.initialise(context_, static_cast<uint64_t>(config.train.seed));
   parameters_.pack(context_);
-}
-
-void Trainer::make_regions() {
-  const Layout& layout = mesh_.layout();
-  const bool tree = config_.train.reproducible;
-  for (Region& region : parameters_.regions()) {
-    const bool experts = region.kind == RegionKind::kExperts;
-    RegionState state{.region = &region,
-                      .group = experts ? &mesh_.edp() : &mesh_.dp(),
-                      .gradients = {},
-                      .adamw = nullptr,
-                      .first_block = all_blocks_,
-                      .grad_shard = {}};
-    const int64_t slots = experts && tree ? layout.expert_parallel() : 1;
-    const int64_t head_leaves = plan_.micro_batches * head_chunks_.chunks;
-    auto make = [&](int64_t leaves) {
-      state.gradients.push_back(
-          std::make_unique<GradientRegion>(context_, region, slots, leaves, tree));
-    };
-    const bool tied = region.kind == RegionKind::kEmbedding && config_.model.tied_head;
-    make(region.kind == RegionKind::kHead ? head_leaves : plan_.micro_batches);
-    if (tied) make(head_leaves);
-    if (tied || region.kind == RegionKind::kHead) head_sink_ = state.gradients.back().get();
-
-    FlatLayout flat = flat_layout(region, parameters_.experts(), state.group->size());
-    all_blocks_ += flat.all_blocks();
-    state.adamw = std::make_unique<ShardedAdamW>(std::move(flat), state.group->rank());
-    regions_.push_back(std::move(state));
-  }
 }
 
 int Trainer::moe_layers() const {
@@ -141,7 +88,7 @@ int Trainer::moe_layers() const {
 }
 
 void Trainer::leaf(RegionKind kind, bool begin) {
-  for (RegionState& state : regions_) {
+  for (TrainedRegion& state : regions_.all) {
     if (state.region->kind != kind) continue;
     begin ? state.gradients.front()->begin_leaf() : state.gradients.front()->end_leaf();
   }
@@ -164,7 +111,7 @@ void Trainer::run_micro_batch(int64_t micro, int64_t counted, StepSums& sums) {
   }
   head_loss_backward(context_, pass_.h_TD(), parameters_.head(), model_.logit_multiplier(),
                      pass_.targets(), 1.0f / static_cast<float>(counted), pass_.groups().units,
-                     head_chunks_, *head_sink_, pass_.loss_T(), pass_.dh_TD());
+                     head_chunks_, *regions_.head_sink, pass_.loss_T(), pass_.dh_TD());
   const auto kinds = {RegionKind::kDense, RegionKind::kEmbedding, RegionKind::kExperts};
   for (RegionKind kind : kinds) leaf(kind, true);
   pass_.backward(context_, weights, pass_.dh_TD());
@@ -192,7 +139,7 @@ void Trainer::record_balance(int64_t micro, StepSums& sums) {
 
 void Trainer::reduce_gradients() {
   const Order order = config_.train.reproducible ? Order::kTree : Order::kAny;
-  for (RegionState& state : regions_) {
+  for (TrainedRegion& state : regions_.all) {
     const FlatLayout& layout = state.adamw->layout();
     for (size_t i = 0; i < state.gradients.size(); ++i) {
       const AnyView all = state.gradients[i]->result();
@@ -210,13 +157,13 @@ void Trainer::reduce_gradients() {
 }
 
 double Trainer::gradient_norm() {
-  std::vector<double> blocks(at(all_blocks_), 0.0);
-  for (RegionState& state : regions_) {
+  std::vector<double> blocks(at(regions_.blocks), 0.0);
+  for (TrainedRegion& state : regions_.all) {
     state.adamw->square_sums(
         context_, state.grad_shard,
         std::span(blocks).subspan(at(state.first_block), at(state.adamw->layout().all_blocks())));
   }
-  world_.all_reduce(context_, View<double>(blocks.data(), {all_blocks_}), Reduce::kSum,
+  world_.all_reduce(context_, View<double>(blocks.data(), {regions_.blocks}), Reduce::kSum,
                     Order::kAny);
   return std::sqrt(std::accumulate(blocks.begin(), blocks.end(), 0.0));
 }
@@ -231,7 +178,7 @@ void Trainer::update(double learning_rate, double norm) {
       .weight_decay = o.weight_decay,
       .step = next_step_ + 1,
       .grad_scale = o.clip > 0 && norm > o.clip ? static_cast<float>(o.clip / norm) : 1.0f};
-  for (RegionState& state : regions_) {
+  for (TrainedRegion& state : regions_.all) {
     const AnyView values = state.region->values;
     state.adamw->step(context_, hyper, values, state.grad_shard);
     const FlatRange mine = state.adamw->range();

@@ -15,10 +15,9 @@
 #include "data/reader.h"
 #include "io/checkpoint.h"
 #include "model/transformer.h"
-#include "optim/sharded_adamw.h"
 #include "train/evaluate.h"
-#include "train/gradients.h"
 #include "train/pass.h"
+#include "train/regions.h"
 #include "train/step_plan.h"
 #include "train/step_routes.h"
 
@@ -85,16 +84,6 @@ class Trainer {
  private:
   // Sums over the step that the ranks share: placed by global index, so that adding them is exact.
   struct StepSums;
-  struct RegionState {
-    Region* region;
-    Communicator* group;                                     // the ranks that hold the same members
-    std::vector<std::unique_ptr<GradientRegion>> gradients;  // two for a tied embedding
-    std::unique_ptr<ShardedAdamW> adamw;
-    int64_t first_block;  // of its blocks among all regions'
-    AnyView grad_shard;   // this step's
-  };
-
-  void make_regions();
   void leaf(RegionKind kind, bool begin);
   int64_t first_sequence(int64_t micro) const;  // of this rank's pass, in the step's batch
   void read_batches();
@@ -122,9 +111,7 @@ class Trainer {
   HeadChunks head_chunks_;
   Pass pass_;
   std::unique_ptr<Evaluator> evaluator_;
-  std::vector<RegionState> regions_;
-  LeafSink* head_sink_ = nullptr;
-  int64_t all_blocks_ = 0;
+  TrainedRegions regions_;
   std::vector<SequenceBatch> micro_batches_;
   std::optional<StepRoutes> routes_;
   std::optional<RouteReplay> replay_;

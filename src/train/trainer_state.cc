@@ -42,7 +42,7 @@ void load_values(CheckpointReader& reader, ParameterSet& parameters) {
 
 template <class Visit>
 void Trainer::each_moment_run(const Visit& visit) {
-  for (const RegionState& state : regions_) {
+  for (const TrainedRegion& state : regions_.all) {
     const FlatRange mine = state.adamw->range();
     for (size_t i = 0; i < state.region->members.size(); ++i) {
       const Parameter& p = *state.region->members[i];
@@ -65,7 +65,7 @@ void Trainer::each_moment_run(const Visit& visit) {
 }
 
 void Trainer::save(CheckpointWriter& writer) {
-  for (const RegionState& state : regions_) {
+  for (const TrainedRegion& state : regions_.all) {
     const bool experts = state.region->kind == RegionKind::kExperts;
     for (size_t i = 0; i < state.region->members.size(); ++i) {
       const Parameter& p = *state.region->members[i];

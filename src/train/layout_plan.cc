@@ -1,0 +1,161 @@
+#include "train/layout_plan.h"
+
+#include <algorithm>
+#include <memory>
+
+#include "comm/mesh.h"
+#include "comm/sizing_comm.h"
+#include "shape/accounting.h"
+#include "train/pass.h"
+#include "train/regions.h"
+
+namespace degu {
+namespace {
+
+double value_bytes(const RunConfig& config) {
+  return static_cast<double>(size_of(activation_type(config.train.precision)));
+}
+
+// One message to each of `peers` other ranks, `bytes` in all, of which a share leaves the node.
+double exchange_seconds(const ClusterSpec& cluster, int group, int group_nodes, double bytes) {
+  if (group < 2) return 0;
+  const double inside = static_cast<double>(group) / group_nodes;  // ranks of the group in my node
+  const double within = bytes * (inside - 1) / (group - 1);
+  const double between = bytes - within;
+  double seconds = 0;
+  if (inside > 1) {
+    seconds += cluster.within_node.latency * (inside - 1) + within / cluster.within_node.bandwidth;
+  }
+  if (between > 0) {
+    seconds += cluster.between_nodes.latency * (group - inside) +
+               between / cluster.between_nodes.bandwidth;
+  }
+  return seconds;
+}
+
+// Nodes that a group of `size` ranks touches whose members are `stride` apart.
+int nodes_of(const ClusterSpec& cluster, int size, int stride) {
+  const int reach = (size - 1) * stride + 1;
+  return std::min(size, (reach + cluster.ranks_per_node - 1) / cluster.ranks_per_node);
+}
+
+double compute_seconds(const RunConfig& config, const ClusterSpec& cluster,
+                       const LayoutAssumptions& a, double tokens) {
+  const Flops flops = count_flops(config.model, config.data.sequence_length);
+  const double experts = static_cast<double>(flops.experts);
+  const double rest = static_cast<double>(flops.forward()) - experts;
+  const double busiest = config.cluster.expert_parallel > 1 ? a.imbalance : 1.0;
+  const double peak = config.train.precision == Precision::kBf16 ? cluster.device.bf16_flops
+                                                                 : cluster.device.fp32_flops;
+  return 3 * tokens * (rest + busiest * experts) / (peak * a.utilisation);
+}
+
+}  // namespace
+
+TrainingMemory training_memory(const RunConfig& config, const Layout& layout) {
+  Context context({.threads = 1, .scratch_bytes = size_t{1} << 20});
+  const StepPlan plan = plan_steps(config, layout);
+  const auto group = make_sizing_communicator(layout.ep_rank(), layout.expert_parallel());
+  ParameterSet parameters(context, config.model, activation_type(config.train.precision),
+                          local_experts(layout, config.model), /*training=*/true);
+  const Transformer model(parameters, group->size() > 1 ? group.get() : nullptr,
+                          config.train.reproducible);
+  const Pass training(context, model, plan, plan.micro_sequences, /*training=*/true);
+  const Pass evaluation(context, model, plan, plan.micro_sequences, /*training=*/false);
+  const TrainedRegions regions = make_regions(context, config, plan, layout, parameters);
+  TrainingMemory m;
+  m.parameters = static_cast<double>(parameters.bytes());
+  m.activations = static_cast<double>(training.reserved_bytes());
+  m.evaluation = static_cast<double>(evaluation.reserved_bytes());
+  for (const TrainedRegion& region : regions.all) {
+    for (const auto& gradient : region.gradients)
+      m.gradients += static_cast<double>(gradient->bytes());
+    m.moments += static_cast<double>(region.adamw->m().bytes() + region.adamw->v().bytes());
+  }
+  const HeadChunks chunks = training_head_chunks(plan, config.model.vocab);
+  m.logits = static_cast<double>(plan.micro_tokens() / chunks.chunks * config.model.vocab) *
+             (4 + value_bytes(config));
+  return m;
+}
+
+StepSeconds step_seconds(const RunConfig& config, const ClusterSpec& cluster,
+                         const LayoutAssumptions& a) {
+  const int ranks = cluster.ranks();
+  const Layout layout(0, ranks, config.cluster.expert_parallel);
+  const StepPlan plan = plan_steps(config, layout);
+  const double tokens = static_cast<double>(plan.tokens_per_step()) / ranks;
+  const int ep = layout.expert_parallel();
+  StepSeconds s;
+  s.compute = compute_seconds(config, cluster, a, tokens);
+
+  const ModelShape& shape = config.model;
+  int moe_layers = 0;
+  for (int layer = 0; layer < shape.layers; ++layer) moe_layers += shape.is_moe_layer(layer);
+  if (ep > 1) {
+    const double rows = static_cast<double>(plan.micro_tokens()) * shape.moe.top_k * (ep - 1) / ep;
+    const double bytes = rows * shape.width * value_bytes(config) * a.imbalance;
+    s.exchange = 4.0 * static_cast<double>(plan.micro_batches) * moe_layers *
+                 exchange_seconds(cluster, ep, nodes_of(cluster, ep, 1), bytes);
+  }
+  const Parameters p = count_parameters(shape);
+  const double experts = static_cast<double>(p.experts) / ep;
+  const double dense = static_cast<double>(p.total() - p.experts);
+  const int edp = layout.edp_size();
+  // Both the shards of gradients and the values that come back travel in fp32.
+  const auto both = [&](int group, int stride, double elements) {
+    if (group < 2) return 0.0;
+    return 2 * exchange_seconds(cluster, group, nodes_of(cluster, group, stride),
+                                4 * elements * (group - 1) / group);
+  };
+  s.reduction = both(ranks, 1, dense) + both(edp, ep, experts);
+  // AdamW reads the gradient and reads and writes both moments and the value; packing reads every
+  // value and writes it twice.
+  const double owned = dense / ranks + experts / edp;
+  s.update = (28 * owned + (4 + 2 * value_bytes(config)) * (dense + experts)) /
+             cluster.device.memory_bandwidth;
+  return s;
+}
+
+LayoutPlan plan_layouts(const RunConfig& config, const ClusterSpec& cluster,
+                        const LayoutAssumptions& assumptions) {
+  LayoutPlan result;
+  const int ranks = cluster.ranks();
+  const int64_t experts = config.model.moe.experts;
+  for (int ep = 1; ep <= ranks; ++ep) {
+    if (ranks % ep != 0 || (ep > 1 && (experts == 0 || experts % ep != 0))) continue;
+    RunConfig c = config;
+    c.cluster.expert_parallel = ep;
+    c.train.micro_batch_sequences = 0;
+    const Layout layout(0, ranks, ep);
+    StepPlan plan;
+    try {
+      plan = plan_steps(c, layout);
+    } catch (const ConfigError& error) {
+      result.refused.push_back(fmt::format("expert_parallel {}: {}", ep, error.what()));
+      continue;
+    }
+    result.tokens_per_step = plan.tokens_per_step();
+    result.steps = plan.steps;
+    result.flops_per_step =
+        training_flops(c.model, plan.sequence_length, static_cast<double>(plan.tokens_per_step()));
+    for (int64_t micro = plan.micro_sequences;
+         micro >= plan.unit_sequences && micro % plan.unit_sequences == 0; micro /= 2) {
+      c.train.micro_batch_sequences = micro;
+      PlannedLayout planned{.expert_parallel = ep, .micro_batch_sequences = micro};
+      planned.memory = training_memory(c, layout);
+      planned.seconds = step_seconds(c, cluster, assumptions);
+      planned.fits = cluster.device.memory == 0 || planned.memory.total() <= cluster.device.memory;
+      result.layouts.push_back(planned);
+      if (micro % 2 != 0) break;
+    }
+  }
+  std::stable_sort(result.layouts.begin(), result.layouts.end(),
+                   [](const PlannedLayout& x, const PlannedLayout& y) {
+                     if (x.fits != y.fits) return x.fits;
+                     return x.fits ? x.seconds.total() < y.seconds.total()
+                                   : x.memory.total() < y.memory.total();
+                   });
+  return result;
+}
+
+}  // namespace degu
