@@ -112,7 +112,7 @@ ExitCode plan_train(const PlanTrainArguments& a) {
         a.config, cluster.ranks(), cluster.device.name, cluster.source,
         100 * assumptions.utilisation, assumptions.imbalance);
     print_layouts(plan, cluster, peak);
-    fmt::print("\n{} steps of {} tokens: {:.3g} hours, {:.3g} of a rank's GiB\n", plan.steps,
+    fmt::print("\n{} steps of {} tokens: {:.3g} hours, {:.3g} GiB on each rank\n", plan.steps,
                plan.tokens_per_step, hours, best.memory.total() / static_cast<double>(1 << 30));
   }
   if (!best.fits) {

@@ -18,6 +18,7 @@ using testing::small_tokenizer;
 // The small model makes ten thousand tokens a second and more: an answer that must still be on its
 // way when the test looks has thousands.
 const EngineOptions kLongAnswers = {.context = 7000, .max_running = 24};
+constexpr int kLongWait = 300'000;  // milliseconds: with sanitizers they take a minute
 json long_request(int tokens) {
   return {{"prompt", "abc"}, {"max_tokens", tokens}, {"ignore_eos", true}, {"stream", true}};
 }
@@ -201,7 +202,9 @@ TEST_CASE("over the limits: 429 with Retry-After, and /health answers") {
     const auto health = served.client().Get("/health");
     return health && health->status == 200;
   }));
-  for (auto& client : busy) CHECK(client->read_until("[DONE]").find("[DONE]") != std::string::npos);
+  for (auto& client : busy) {
+    CHECK(client->read_until("[DONE]", kLongWait).find("[DONE]") != std::string::npos);
+  }
   CHECK(Served::soon([&] { return served.server.in_flight() == 0; }));
   CHECK(served.post("/v1/completions", {{"prompt", "abc"}})->status == 200);
 }
@@ -338,7 +341,7 @@ TEST_CASE("while ending, readiness fails and new requests are refused") {
   CHECK(ready->body.find("ending") != std::string::npos);
   CHECK(served.client().Get("/health")->status == 200);
   CHECK(served.post("/v1/completions", {{"prompt", "a"}})->status == 503);
-  CHECK(running.read_until("[DONE]").find("[DONE]") != std::string::npos);
+  CHECK(running.read_until("[DONE]", kLongWait).find("[DONE]") != std::string::npos);
   CHECK(served.server.drain(20));
 }
 
