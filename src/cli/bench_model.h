@@ -11,13 +11,10 @@ namespace degu {
 Action attach_bench_checkpoint(CLI::App& app);
 // Loads a checkpoint and times its load, prefill and decode, memory bandwidth probed beside them.
 Action attach_bench_decode(CLI::App& app);
-<<<<<<< HEAD
 // Decoding with drafts against plain decoding, in turns.
 Action attach_bench_speculation(CLI::App& app);
-=======
 // Collectives between the ranks of this job.
 Action attach_bench_comm(CLI::App& app);
->>>>>>> 394503b (Plan a training's layout over a cluster, and measure what its links carry)
 // The read bandwidth of this moment.
 Action attach_bench_memory(CLI::App& app);
 // A server under load (cli/serve_bench.h).

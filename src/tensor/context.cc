@@ -104,12 +104,15 @@ struct Context::Pool {
     uint64_t seen = 0;
     while (true) {
       uint64_t now = await(seen);
-      if (stopping) return;
       while ((now & kOpen) != 0 &&
              !gate.compare_exchange_weak(now, now + 1, std::memory_order_acq_rel)) {
       }
       seen = now / kGeneration;
-      if ((now & kOpen) == 0) continue;
+      if ((now & kOpen) == 0) {
+        // Asked for every generation seen, also one that the loop above met: the end has but one.
+        if (stopping) return;
+        continue;
+      }
       guarded(thread);
       gate.fetch_sub(1, std::memory_order_acq_rel);
     }

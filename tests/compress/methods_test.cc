@@ -191,8 +191,8 @@ TEST_CASE("GPTQ's codes are those of surgery done step by step", "[quantize]") {
         for (int64_t row = 0; row < 4; ++row) {
           const std::vector<uint8_t> expected =
               surgery(w, row, hessian, how.damping * mean, factor.order, held);
-          const uint8_t* stored = static_cast<const uint8_t*>(held.codes.view().data) +
-                                  row * code_bytes(codes, width);
+          const uint8_t* stored =
+              static_cast<const uint8_t*>(held.codes.view().data) + row * code_bytes(codes, width);
           int64_t different = 0;
           for (int64_t d = 0; d < width; ++d) {
             different += stored_code(codes, stored, d) != expected[static_cast<size_t>(d)];

@@ -136,6 +136,15 @@ TEST_CASE("pools come and go, asleep or awake, side by side") {
   }
 }
 
+TEST_CASE("a pool ends though its workers come late to the last loop") {
+  std::atomic<int64_t> sum{0};
+  for (int i = 0; i < 500; ++i) {
+    Context context({.threads = 7, .scratch_bytes = 4096});
+    context.parallel_for(7, [&](int64_t task, int) { sum += task; });
+  }
+  CHECK(sum == 500 * 21);
+}
+
 TEST_CASE("the same loop on any number of threads writes the same numbers") {
   const auto run = [](int threads) {
     const auto context = make(threads);
