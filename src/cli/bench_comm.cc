@@ -100,8 +100,8 @@ Point measure_size(Communicator& world, Context& context, const Collective& coll
   };
   const double once = timed(1);
   const int calls = std::clamp(static_cast<int>(2e-3 / std::max(once, 1e-7)), 1, 1000);
-  std::vector<double> seconds;
-  for (int i = 0; i < repetitions; ++i) seconds.push_back(timed(calls));
+  std::vector<double> seconds(static_cast<size_t>(repetitions));
+  for (double& each : seconds) each = timed(calls);
   std::sort(seconds.begin(), seconds.end());
   return {4.0 * static_cast<double>(floats), seconds[seconds.size() / 2], seconds.front()};
 }

@@ -73,8 +73,8 @@ TrainingMemory training_memory(const RunConfig& config, const Layout& layout) {
     m.moments += static_cast<double>(region.adamw->m().bytes() + region.adamw->v().bytes());
   }
   const HeadChunks chunks = training_head_chunks(plan, config.model.vocab);
-  m.logits = static_cast<double>(plan.micro_tokens() / chunks.chunks * config.model.vocab) *
-             (4 + value_bytes(config));
+  const int64_t rows = plan.micro_tokens() / chunks.chunks;
+  m.logits = static_cast<double>(rows * config.model.vocab) * (4 + value_bytes(config));
   return m;
 }
 
