@@ -119,7 +119,8 @@ def main() -> int:
                         "max_length": served["max_model_len"], "num_concurrent": 4, "batch_size": 4},
             tasks=["rolling", "cloze"], task_manager=TaskManager(include_path=name, include_defaults=False),
             bootstrap_iters=0)["results"]
-    own = own_bits_per_byte(arguments.url, served["id"], tokenizer, documents, served["max_model_len"] - 1)  # the harness keeps one free
+    most = served["max_model_len"] - 1  # the harness keeps one free
+    own = own_bits_per_byte(arguments.url, served["id"], tokenizer, documents, most)
     report = {"documents": len(documents), "bits_per_byte": results["rolling"]["bits_per_byte,none"],
               "bits_per_byte_without_harness": own, "cloze_accuracy": results["cloze"]["acc,none"]}
     print(json.dumps(report))

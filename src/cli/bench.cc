@@ -148,7 +148,7 @@ constexpr Command kBenches[] = {
     {"checkpoint", "writes a checkpoint of random weights in a scheme, to measure with",
      &attach_bench_checkpoint},
     {"speculation", "decoding with drafts against plain decoding, in turns",
-     &attach_bench_speculation},
+     &attach_bench_speculation, true},
     {"serve", "requests at random times to an OpenAI-compatible server: latency and goodput",
      &attach_bench_serve},
 };

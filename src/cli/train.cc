@@ -29,11 +29,12 @@ ExitCode train(TrainArguments arguments) {
   Job job(config.cluster.threads);
   const TokenDataset dataset(config.data.paths);
   config = resolve_config(config, dataset);
+  const size_t before = resident_bytes();
   const RunResult result = run_training(config, arguments.run, dataset, job.world(), job.context());
   const TrainingMemory memory = training_memory(
       config, Layout(job.world().rank(), job.world().size(), config.cluster.expert_parallel));
-  log_info("memory: {:.1f} MB laid out, {:.1f} MB in memory at most", memory.total() / 1e6,
-           static_cast<double>(peak_resident_bytes()) / 1e6);
+  log_info("memory: {:.1f} MB laid out; the run took {:.1f} MB at most", memory.total() / 1e6,
+           static_cast<double>(peak_resident_bytes() - before) / 1e6);
   if (job.world().rank() == 0) {
     if (arguments.json) std::printf("%s\n", to_json(result).dump(2).c_str());
     if (result.complete) {
