@@ -1,7 +1,8 @@
 // What this machine reaches at best: the peaks that operators are measured against.
 //
-// Figures are per second over all threads of the context, medians of several short rounds; a probe
-// says what the context's instruction set can do, so that a forced lesser set has lesser peaks.
+// Figures are per second over all threads of the context, or over the whole GPU, medians of several
+// short rounds; a probe says what the context's instruction set can do, so that a forced lesser set
+// has lesser peaks.
 #pragma once
 
 #include <span>
@@ -13,8 +14,10 @@ namespace degu {
 // Arithmetic in registers alone, two operations per multiply-add:
 //   kF32   fused multiply-add (multiply, then add on the portable set)
 //   kBF16  vdpbf16ps where the set has it, else fp32 arithmetic: what bf16 products are made with
-//   there kI8    vpdpbusd where the set has it, else 16-bit multiply-add (vpmaddwd; portable:
-//   32-bit)
+//          there
+//   kI8    vpdpbusd where the set has it, else 16-bit multiply-add (vpmaddwd; portable: 32-bit)
+// On a GPU: fused multiply-add, and the tensor cores by mma.sync, which on Hopper does not reach
+// what its asynchronous products (wgmma) and so the vendor's libraries can.
 // Takes about 0.2 s. ShapeError for other types.
 double probe_peak_flops(Context& context, DType type);
 
@@ -29,8 +32,9 @@ struct ProbeStream {
 // The bytes that such streams move: reads and writes once, updates twice.
 int64_t moved_bytes(std::span<const ProbeStream> streams);
 
-// Bytes per second of the plainest loop that moves these streams side by side, the best of plain
-// and non-temporal stores at several block lengths. Streams are given their bytes of the context's
+// Bytes per second of the plainest loop that moves these streams side by side, the best of several
+// ways: on the CPU plain and non-temporal stores at several block lengths, on a GPU accesses in
+// flight and blocks of threads. Streams are given their bytes of the context's
 // scratch memory; sizes outside the caches measure memory.
 class BandwidthProbe {
  public:
@@ -44,15 +48,14 @@ class BandwidthProbe {
 
  private:
   static constexpr int kMostStreams = 8;
-  double pass(int64_t block_lines, bool non_temporal);
+  double pass(int way);
 
   Context& context_;
   size_t mark_;
   int count_ = 0;
   ProbeStream streams_[kMostStreams];
   std::byte* memory_[kMostStreams] = {};
-  int64_t block_lines_ = 64;
-  bool non_temporal_ = false;
+  int way_ = 0;
 };
 
 }  // namespace degu

@@ -4,6 +4,7 @@
 
 #include "kernels/cpu/attention_bytes.h"
 #include "kernels/cpu/attention_tiles.h"
+#include "kernels/tables/attention.h"
 
 namespace degu {
 namespace {
@@ -60,6 +61,14 @@ struct Span {
 };
 
 // ---- storing keys and values ----
+
+size_t page_bytes(DType dtype, int64_t kv_heads, int64_t head_width) {
+  if (dtype == DType::kI8) {
+    return static_cast<size_t>(kv_heads) * BytePageLayout(head_width).head_bytes();
+  }
+  const PageLayout layout(dtype, head_width);
+  return static_cast<size_t>(kv_heads * layout.head_elements()) * size_of(dtype);
+}
 
 template <class T>
 void store_values(const T* v, int64_t stride, int64_t first, int64_t count,
@@ -357,7 +366,7 @@ void forward_any(Context& context, AnyView q_THA, const KvView& kv, const Sequen
 }  // namespace
 
 template <>
-const AttentionKernels cpu::Table<AttentionKernels, cpu::kThisIsa>::value = {&store_any,
-                                                                             &forward_any};
+const AttentionKernels cpu::Table<AttentionKernels, cpu::kThisIsa>::value = {
+    &page_bytes, &store_any, &forward_any};
 
 }  // namespace degu

@@ -1,5 +1,4 @@
-// Pages of keys and values on the CPU, and the entry points of kernels/cpu/attention*.cc (one table
-// per instruction set; the layout is the same for all of them).
+// Pages of keys and values on the CPU: one layout for all instruction sets.
 //
 // A *word* is 32 bits: one fp32 value, or two bf16 values that are neighbours along the dimension
 // that a product sums over, so that one vector instruction serves both types. A page holds, for
@@ -51,19 +50,6 @@ struct BytePageLayout {
   size_t head_bytes() const {
     return static_cast<size_t>(kScales) * sizeof(float) + static_cast<size_t>(keys + values);
   }
-};
-
-struct AttentionKernels {
-  void (*store)(Context& context, AnyView k_TGA, AnyView v_TGA, const Sequences& sequences,
-                const KvView& kv);
-  void (*forward)(Context& context, AnyView q_THA, const KvView& kv, const Sequences& sequences,
-                  float scale, AnyView out_THA, AnyView lse_TH);
-};
-
-struct AttentionBackwardKernels {
-  void (*backward)(Context& context, AnyView q_THA, const KvView& kv, const Sequences& sequences,
-                   float scale, AnyView out_THA, AnyView lse_TH, AnyView dout_THA, AnyView dq_THA,
-                   AnyView dk_TGA, AnyView dv_TGA);
 };
 
 }  // namespace degu

@@ -2,6 +2,7 @@
 
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/attention_tiles.h"
+#include "kernels/tables/attention.h"
 
 namespace degu {
 namespace {

@@ -1,8 +1,11 @@
-#include "kernels/cpu/probe.h"
-
+#include <algorithm>
 #include <bit>
+#include <vector>
 
+#include "base/timer.h"
+#include "kernels/cpu/isa.h"
 #include "kernels/cpu/sweep.h"
+#include "kernels/tables/probe.h"
 
 namespace degu {
 namespace {
@@ -33,6 +36,12 @@ double run_chains(V a, V b, Start start, int64_t rounds, double per_step, Step s
   *sink += sum(c6) + sum(c7) + sum(c8) + sum(c9) + sum(c10) + sum(c11);
   return static_cast<double>(rounds) * 12 * per_step;
 }
+
+// `sink` is given a value that depends on all the work, so that none of it can be left out. Each
+// thread's lies away from the others' cache lines.
+struct alignas(64) Sink {
+  float value = 0.0f;
+};
 
 // Operands depend on `sink`, which the compiler cannot know and which is never -1.
 inline uint32_t unknown(const float* sink, uint32_t word) {
@@ -91,7 +100,8 @@ double int8_chains(int64_t rounds, float* sink) {
 #endif
 }
 
-double arithmetic(DType type, int64_t rounds, float* sink) {
+// Returns the operations done.
+double chains(DType type, int64_t rounds, float* sink) {
   switch (type) {
     case DType::kBF16:
       return bf16_chains(rounds, sink);
@@ -102,12 +112,26 @@ double arithmetic(DType type, int64_t rounds, float* sink) {
   }
 }
 
+double arithmetic(Context& context, DType type, int64_t rounds) {
+  std::vector<Sink> sinks(static_cast<size_t>(context.threads()));
+  std::vector<double> done(sinks.size());
+  const Timer timer;
+  context.parallel_for(context.threads(), [&](int64_t task, int) {
+    const auto i = static_cast<size_t>(task);
+    done[i] = chains(type, rounds, &sinks[i].value);
+  });
+  double total = 0;
+  for (double each : done) total += each;
+  return total / timer.seconds();
+}
+
 template <bool kStream>
 void write_lines(float* p, int64_t n, VecF value) {
   for (int64_t i = 0; i < n; i += VecF::kLanes) put<kStream>(p + i, value);
   if constexpr (kStream) stream_fence();
 }
 
+// Reads, updates or writes `bytes` (a multiple of a line) at a line-aligned address.
 void move(StreamKind kind, bool non_temporal, std::byte* at, int64_t bytes, float* sink) {
   auto* p = reinterpret_cast<float*>(at);
   const int64_t n = bytes / static_cast<int64_t>(sizeof(float));
@@ -131,9 +155,49 @@ void move(StreamKind kind, bool non_temporal, std::byte* at, int64_t bytes, floa
   }
 }
 
+constexpr int64_t kLine = 64;
+
+// Lines of the largest stream that a step moves, and how.
+struct Way {
+  int64_t block_lines;
+  bool non_temporal;
+};
+constexpr Way kWays[] = {{1024, false}, {16, false}, {16, true},
+                         {64, false},   {64, true},  {1024, true}};
+
+// Streams advance together: in each step the largest one moves `block_lines`, the others their
+// share.
+double pass(Context& context, std::span<const ProbeStream> streams, std::byte* const* memory,
+            int way) {
+  const int64_t block_lines = kWays[way].block_lines;
+  const bool non_temporal = kWays[way].non_temporal;
+  int64_t most = 0;
+  for (const ProbeStream& stream : streams) most = std::max(most, stream.bytes);
+  const int64_t steps = std::max<int64_t>(1, most / (block_lines * kLine));
+  std::vector<Sink> sinks(static_cast<size_t>(context.threads()));
+  const Timer timer;
+  context.parallel_for(context.threads(), [&](int64_t task, int) {
+    const int64_t threads = context.threads();
+    Sink sink;
+    for (int64_t s = steps * task / threads; s < steps * (task + 1) / threads; ++s) {
+      for (size_t i = 0; i < streams.size(); ++i) {
+        const int64_t lines = streams[i].bytes / kLine;
+        const int64_t begin = lines * s / steps;
+        const int64_t end = lines * (s + 1) / steps;
+        if (begin == end) continue;
+        move(streams[i].kind, non_temporal, memory[i] + begin * kLine, (end - begin) * kLine,
+             &sink.value);
+      }
+    }
+    sinks[static_cast<size_t>(task)] = sink;
+  });
+  return static_cast<double>(moved_bytes(streams)) / timer.seconds();
+}
+
 }  // namespace
 
 template <>
-const ProbeKernels cpu::Table<ProbeKernels, cpu::kThisIsa>::value = {&arithmetic, &move};
+const ProbeKernels cpu::Table<ProbeKernels, cpu::kThisIsa>::value = {
+    &arithmetic, &pass, static_cast<int>(std::size(kWays))};
 
 }  // namespace degu

@@ -11,10 +11,13 @@
 namespace degu {
 
 struct AdamWKernels;
+struct AttentionBackwardKernels;
+struct AttentionKernels;
 struct CrossEntropyKernels;
 struct ElementwiseKernels;
 struct EmbeddingKernels;
 struct PermuteKernels;
+struct ProbeKernels;
 struct RmsNormKernels;
 struct RotaryKernels;
 struct RouterKernels;
@@ -39,6 +42,10 @@ inline constexpr bool kHas = false;
 template <>
 inline constexpr bool kHas<AdamWKernels> = true;
 template <>
+inline constexpr bool kHas<AttentionBackwardKernels> = true;
+template <>
+inline constexpr bool kHas<AttentionKernels> = true;
+template <>
 inline constexpr bool kHas<CrossEntropyKernels> = true;
 template <>
 inline constexpr bool kHas<ElementwiseKernels> = true;
@@ -46,6 +53,8 @@ template <>
 inline constexpr bool kHas<EmbeddingKernels> = true;
 template <>
 inline constexpr bool kHas<PermuteKernels> = true;
+template <>
+inline constexpr bool kHas<ProbeKernels> = true;
 template <>
 inline constexpr bool kHas<RmsNormKernels> = true;
 template <>

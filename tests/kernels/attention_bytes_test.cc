@@ -2,7 +2,7 @@
 #include <algorithm>
 
 #include "kernels/api/attention.h"
-#include "tests/support/kernel_testing.h"
+#include "tests/support/device_testing.h"
 
 namespace degu::testing {
 namespace {
@@ -37,7 +37,7 @@ Tensor attend(Context& context, DType page_type, const Shapes& s, const Tensor& 
   const int64_t rows = q.shape()[0];
   const int64_t pages = kv_pages_for(rows);
   const auto bytes = kv_page_bytes(context, page_type, s.kv_heads, s.width);
-  const Tensor memory(DType::kU8, {pages, static_cast<int64_t>(bytes)});
+  const Tensor memory(DType::kU8, {pages, static_cast<int64_t>(bytes)}, context.device());
   std::vector<int32_t> table;
   for (int64_t p = 0; p < pages; ++p) table.push_back(static_cast<int32_t>(pages - 1 - p));
   const KvView kv{.pages = memory.view().data,
@@ -52,17 +52,17 @@ Tensor attend(Context& context, DType page_type, const Shapes& s, const Tensor& 
     const std::vector<int64_t> offsets = {0, count};
     const std::vector<int64_t> first = {begin};
     const Sequences sequences{offsets, first};
-    kv_store(context, k.view().rows(begin, count), v.view().rows(begin, count), sequences, kv);
-    attention(context, q.view().rows(begin, count), kv, sequences, 0.3f,
-              out.view().rows(begin, count), AnyView{});
+    run(context, kv_store, k.view().rows(begin, count), v.view().rows(begin, count), sequences, kv);
+    run(context, attention, q.view().rows(begin, count), kv, sequences, 0.3f,
+        out.view().rows(begin, count), AnyView{});
   }
   return out;
 }
 
 TEST_CASE("int8 pages read as the rounded keys and values", "[attention]") {
-  for_each_isa([](Context& context) {
+  for_each_backend([](Context& context) {
     for (const Shapes& s : {Shapes{2, 1, 16}, Shapes{4, 2, 12}, Shapes{6, 3, 33}, Shapes{2, 2, 64},
-                            Shapes{8, 1, 128}}) {
+                            Shapes{8, 1, 128}, Shapes{2, 1, 160}}) {
       for (DType type : {DType::kF32, DType::kBF16}) {
         for (int64_t rows : {1, 17, 64, 65, 140}) {
           INFO(dtype_name(type) << ", width " << s.width << ", rows " << rows);
@@ -82,16 +82,18 @@ TEST_CASE("int8 pages read as the rounded keys and values", "[attention]") {
 }
 
 TEST_CASE("int8 pages show numbers that are none, and take zeros", "[attention]") {
-  Context context(test_options(default_isa(), 1));
   const Shapes s{1, 1, 16};
   const Tensor q = random_tensor(DType::kF32, {2, 1, 16}, "q", 1, 3);
   const Tensor k(DType::kF32, {2, 1, 16});
   const Tensor v(DType::kF32, {2, 1, 16});
-  const Tensor zeros = attend(context, DType::kI8, s, q, k, v, 2);
-  for (int64_t i = 0; i < 32; ++i) CHECK(element(zeros, i) == 0);
-  v.as<float>()[16 + 3] = INFINITY;
-  const Tensor broken = attend(context, DType::kI8, s, q, k, v, 2);
-  for (int64_t i = 0; i < 16; ++i) CHECK(std::isnan(element(broken, 16 + i)));
+  const Tensor infinite = copy_of(v);
+  infinite.as<float>()[16 + 3] = INFINITY;
+  for_each_backend([&](Context& context) {
+    const Tensor zeros = attend(context, DType::kI8, s, q, k, v, 2);
+    for (int64_t i = 0; i < 32; ++i) CHECK(element(zeros, i) == 0);
+    const Tensor broken = attend(context, DType::kI8, s, q, k, infinite, 2);
+    for (int64_t i = 0; i < 16; ++i) CHECK(std::isnan(element(broken, 16 + i)));
+  });
 }
 
 }  // namespace

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "tests/support/kernel_testing.h"
+#include "tests/support/device_testing.h"
 
 namespace degu::testing {
 namespace {
@@ -42,13 +42,19 @@ struct Pages {
   KvView view;
   Pages(const Context& context, DType type, const Shapes& shapes, const Ragged& ragged) {
     const auto bytes = kv_page_bytes(context, type, shapes.kv_heads, shapes.width);
-    memory = Tensor(DType::kU8, {std::max<int64_t>(1, ragged.pages), static_cast<int64_t>(bytes)});
+    memory = Tensor(DType::kU8, {std::max<int64_t>(1, ragged.pages), static_cast<int64_t>(bytes)},
+                    context.device());
     view = {.pages = memory.view().data,
             .dtype = type,
             .kv_heads = shapes.kv_heads,
             .head_width = shapes.width,
             .table = ragged.table,
             .max_pages = ragged.max_pages};
+  }
+  Tensor on_host(Context& context) const {
+    Tensor copy(DType::kU8, memory.shape());
+    degu::copy(context, memory, copy);
+    return copy;
   }
 };
 
@@ -266,10 +272,11 @@ Outputs run_all(Context& context, const Shapes& shapes, const Inputs& in, const 
   const DType type = in.q.dtype();
   Pages pages(context, type, shapes, ragged);
   Outputs got(type, shapes, ragged.rows());
-  kv_store(context, in.k, in.v, ragged.sequences(), pages.view);
-  attention(context, in.q, pages.view, ragged.sequences(), in.scale, got.out, got.lse);
-  attention_backward(context, in.q, pages.view, ragged.sequences(), in.scale, got.out, got.lse,
-                     in.dout, got.dq, got.dk, got.dv);
+  const Sequences sequences = ragged.sequences();
+  run(context, kv_store, in.k, in.v, sequences, pages.view);
+  run(context, attention, in.q, pages.view, sequences, in.scale, got.out, got.lse);
+  run(context, attention_backward, in.q, pages.view, sequences, in.scale, got.out, got.lse, in.dout,
+      got.dq, got.dk, got.dv);
   return got;
 }
 
@@ -287,7 +294,8 @@ Tensor part_of(const Tensor& x, int64_t begin, int64_t count) {
 }
 
 const std::vector<Shapes> kShapes = {
-    {1, 1, 16}, {2, 1, 32}, {4, 2, 64}, {2, 2, 96}, {1, 1, 128}, {3, 1, 24}, {2, 1, 10}, {2, 2, 7},
+    {1, 1, 16}, {2, 1, 32}, {4, 2, 64}, {2, 2, 96},  {1, 1, 128},
+    {3, 1, 24}, {2, 1, 10}, {2, 2, 7},  {20, 1, 16}, {2, 1, 200},
 };
 const std::vector<std::vector<int64_t>> kLengths = {
     {1}, {2, 0, 3}, {15, 16, 17}, {63, 0, 64, 65}, {130, 31}, {0},
@@ -296,7 +304,7 @@ constexpr DType kTypes[] = {DType::kF32, DType::kBF16};
 
 TEST_CASE("attention and its gradients agree with the definition in double precision",
           "[attention]") {
-  for_each_isa([&](Context& context) {
+  for_each_backend([&](Context& context) {
     for (DType type : kTypes) {
       for (const Shapes& shapes : kShapes) {
         for (const auto& lengths : kLengths) {
@@ -365,7 +373,7 @@ TEST_CASE("attention gives the same bits for any number of threads", "[attention
 TEST_CASE("a sequence's attention does not depend on its neighbours", "[attention]") {
   const Shapes shapes{4, 2, 64};
   const std::vector<int64_t> lengths = {70, 3, 0, 129};
-  for_each_isa([&](Context& context) {
+  for_each_backend([&](Context& context) {
     for (DType type : kTypes) {
       const Ragged ragged(lengths);
       const Inputs in(type, shapes, ragged.rows());
@@ -408,9 +416,9 @@ Outputs in_chunks(Context& context, const Shapes& shapes, const Inputs& in,
       const auto offsets = offsets_of(counts);
       const Sequences step{offsets, starts};
       const int64_t row = whole.offsets[s] + start;
-      kv_store(context, in.k.view().rows(row, n), in.v.view().rows(row, n), step, pages.view);
-      attention(context, in.q.view().rows(row, n), pages.view, step, in.scale,
-                got.out.view().rows(row, n), got.lse.view().rows(row, n));
+      run(context, kv_store, in.k.view().rows(row, n), in.v.view().rows(row, n), step, pages.view);
+      run(context, attention, in.q.view().rows(row, n), pages.view, step, in.scale,
+          got.out.view().rows(row, n), got.lse.view().rows(row, n));
     }
   }
   return got;
@@ -418,7 +426,7 @@ Outputs in_chunks(Context& context, const Shapes& shapes, const Inputs& in,
 
 TEST_CASE("prefill in one go, in chunks and token by token gives the same bits", "[attention]") {
   const std::vector<int64_t> lengths = {150, 67};
-  for_each_isa([&](Context& context) {
+  for_each_backend([&](Context& context) {
     for (DType type : kTypes) {
       for (const Shapes& shapes : {Shapes{4, 1, 32}, Shapes{2, 2, 10}, Shapes{3, 1, 7}}) {
         const Ragged ragged(lengths);
@@ -435,10 +443,69 @@ TEST_CASE("prefill in one go, in chunks and token by token gives the same bits",
   });
 }
 
+// Positions on both sides of the cuts that kernels make along the keys, alone and as one batch of
+// more sequences than a GPU has room for at once: however the work is shared, each row has the bits
+// of the prefill.
+TEST_CASE("a query far into its sequence has the same bits alone and in any company",
+          "[attention]") {
+  const int64_t length = 1150;
+  const Ragged ragged({length});
+  std::vector<int64_t> positions = {0, 63, 64, 510, 511, 512, 513, 575, 1023, 1024, 1025, 1149};
+  const size_t alone = positions.size();
+  for (int64_t p = 1; p < length; p += 4) positions.push_back(p);
+  const auto count = static_cast<int64_t>(positions.size());
+  for (const Shapes& shapes : {Shapes{2, 1, 16}, Shapes{5, 1, 8}}) {
+    for (DType type : kTypes) {
+      const Inputs in(type, shapes, length);
+      const ExpectedAll expected = expect(shapes, in, ragged);
+      for_each_backend([&](Context& context) {
+        INFO(dtype_name(type) << ", width " << shapes.width);
+        const Outputs whole = run_all(context, shapes, in, ragged);
+        check_close("out", whole.out, expected.out.expected);
+        check_close("lse", whole.lse, expected.lse.expected);
+        check_close("dq", whole.dq, expected.dq.expected);
+        check_close("dk", whole.dk, expected.dk.expected);
+        check_close("dv", whole.dv, expected.dv.expected);
+        Pages pages(context, type, shapes, ragged);
+        run(context, kv_store, in.k, in.v, ragged.sequences(), pages.view);
+        Tensor q(type, {count, shapes.heads, shapes.width});
+        Tensor wanted(type, q.shape()), out(type, q.shape());
+        std::vector<int32_t> table;  // every sequence reads the same pages
+        for (int64_t i = 0; i < count; ++i) {
+          const int64_t p = positions[static_cast<size_t>(i)];
+          std::memcpy(q.view().rows(i, 1).data, in.q.view().rows(p, 1).data,
+                      q.view().rows(i, 1).bytes());
+          std::memcpy(wanted.view().rows(i, 1).data, whole.out.view().rows(p, 1).data,
+                      q.view().rows(i, 1).bytes());
+          table.insert(table.end(), ragged.table.begin(), ragged.table.end());
+        }
+        const auto offsets = offsets_of(std::vector<int64_t>(positions.size(), 1));
+        KvView shared = pages.view;
+        shared.table = table;
+        run(context, attention, q, shared, Sequences{offsets, positions}, in.scale, out, AnyView{});
+        check_same_bits("in company", out, wanted);
+        fill_nan(out);
+        for (size_t i = 0; i < alone; ++i) {
+          const std::vector<int64_t> one = {0, 1}, first = {positions[i]};
+          const auto row = static_cast<int64_t>(i);
+          run(context, attention, q.view().rows(row, 1), pages.view, Sequences{one, first},
+              in.scale, out.view().rows(row, 1), AnyView{});
+          check_same_bits("alone", out.view().rows(row, 1), wanted.view().rows(row, 1));
+        }
+        const std::vector<int64_t> some = {0, 130}, start = {length - 130};
+        Tensor last(type, {130, shapes.heads, shapes.width});
+        run(context, attention, in.q.view().rows(length - 130, 130), pages.view,
+            Sequences{some, start}, in.scale, last, AnyView{});
+        check_same_bits("a chunk", last, whole.out.view().rows(length - 130, 130));
+      });
+    }
+  }
+}
+
 TEST_CASE("page placement leaves no trace in attention", "[attention]") {
   const Shapes shapes{4, 2, 64};
   const std::vector<int64_t> lengths = {200, 65};
-  for_each_isa([&](Context& context) {
+  for_each_backend([&](Context& context) {
     for (DType type : kTypes) {
       const Ragged in_order(lengths);
       const Inputs in(type, shapes, in_order.rows());
@@ -449,27 +516,27 @@ TEST_CASE("page placement leaves no trace in attention", "[attention]") {
 }
 
 TEST_CASE("storing keys touches nothing else of a page", "[attention]") {
-  for_each_isa([&](Context& context) {
+  for_each_backend([&](Context& context) {
     for (DType type : kTypes) {
       const Shapes shapes{2, 2, 10};
       const Ragged whole({100});
       const Inputs in(type, shapes, 100);
       Pages at_once(context, type, shapes, whole);
       Pages backwards(context, type, shapes, whole);
-      kv_store(context, in.k, in.v, whole.sequences(), at_once.view);
+      run(context, kv_store, in.k, in.v, whole.sequences(), at_once.view);
       for (int64_t t = 99; t >= 0; --t) {
         const std::vector<int64_t> offsets = {0, 1};
         const std::vector<int64_t> first = {t};
-        kv_store(context, in.k.view().rows(t, 1), in.v.view().rows(t, 1), {offsets, first},
-                 backwards.view);
+        run(context, kv_store, in.k.view().rows(t, 1), in.v.view().rows(t, 1),
+            Sequences{offsets, first}, backwards.view);
       }
-      check_same_bits("pages", backwards.memory, at_once.memory);
+      check_same_bits("pages", backwards.on_host(context), at_once.on_host(context));
     }
   });
 }
 
 TEST_CASE("attention stands large scores", "[attention]") {
-  for_each_isa([&](Context& context) {
+  for_each_backend([&](Context& context) {
     for (DType type : kTypes) {
       const Shapes shapes{1, 1, 16};
       const Ragged ragged({80});
