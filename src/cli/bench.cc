@@ -4,10 +4,12 @@
 
 #include <cstdio>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "base/log.h"
 #include "base/timer.h"
 #include "cli/bench_model.h"
 #include "cli/command.h"
@@ -15,6 +17,7 @@
 #include "cli/kernel_bench.h"
 #include "config/yaml.h"
 #include "io/atomic_file.h"
+#include "tensor/device.h"
 
 namespace degu {
 namespace {
@@ -27,6 +30,7 @@ struct Options {
   int threads = 0;
   int repetitions = 5;
   bool json = false;
+  bool cuda = false;
 };
 
 Json profile_json(const HardwareProfile& p) {
@@ -56,6 +60,30 @@ void print_profile(const HardwareProfile& p) {
   row("bf16", p.bf16_flops_1thread, p.bf16_flops, "GFLOP/s");
   row("int8", p.int8_ops_1thread, p.int8_ops, "GOP/s");
   row("memory, read", p.read_bandwidth_1thread, p.read_bandwidth, "GB/s");
+}
+
+Json device_json(const Context& context, const DeviceRates& r) {
+  Json out;
+  out["device"] = context.device_state()->description();
+  out["fp32_flops"] = r.fp32_flops;
+  out["bf16_flops"] = r.bf16_flops;
+  out["int8_ops"] = r.int8_ops;
+  out["read_bandwidth"] = r.read_bandwidth;
+  return out;
+}
+
+void print_device(const Context& context, const DeviceRates& r) {
+  fmt::print("{}\n\npeak\n", context.device_state()->description());
+  const auto row = [](const char* name, double rate, const char* unit) {
+    fmt::print("{:<26} {:>12.1f} {}\n", name, rate / 1e9, unit);
+  };
+  row("fp32", r.fp32_flops, "GFLOP/s");
+  row("bf16, mma.sync", r.bf16_flops, "GFLOP/s");
+  row("int8, mma.sync", r.int8_ops, "GOP/s");
+  row("memory, read", r.read_bandwidth, "GB/s");
+}
+
+void print_header() {
   fmt::print("\n{:<26} {:<38} {:>9} {:>9} {:>7} {:>6}  {}\n", "operator", "size", "rate",
              "peak beside", "ratio", "bar", "peak varied");
   std::fflush(stdout);
@@ -91,29 +119,62 @@ Json rate_json(const KernelCase& kernel, const KernelRate& rate) {
 // the steadier one counts.
 constexpr double kSteady = 1.15;
 
-ExitCode bench_kernels(const Options& options) {
-  const Timer timer;
-  Context context({.threads = options.threads});
-  const HardwareProfile profile = measure_hardware(context);
-  if (!options.json) print_profile(profile);
+// A GPU's caches and multiprocessors want more rows than a processor's.
+constexpr double kDeviceScale = 4;
+
+// Nothing when the case is not asked for.
+std::optional<Json> operator_rate(Context& context, MakeCase make, const Options& options) {
+  const KernelCase kernel = make(context, options.cuda ? kDeviceScale : 1.0);
+  if (!options.only.empty() && kernel.name.find(options.only) == std::string::npos) return {};
+  KernelRate rate = measure(context, kernel, options.repetitions);
+  if (rate.peak_spread > kSteady) {
+    const KernelRate again = measure(context, kernel, options.repetitions);
+    if (again.peak_spread < rate.peak_spread) rate = again;
+  }
+  if (!options.json) print_rate(kernel, rate);
+  return rate_json(kernel, rate);
+}
+
+// Operators that a GPU lacks are named and left out.
+Json operator_rates(Context& context, const Options& options) {
   Json operators = Json::array();
   for (std::span<const MakeCase> cases : {compute_cases(), scheme_cases(), memory_cases()}) {
     for (MakeCase make : cases) {
-      const KernelCase kernel = make(context, 1.0);
-      if (!options.only.empty() && kernel.name.find(options.only) == std::string::npos) continue;
-      KernelRate rate = measure(context, kernel, options.repetitions);
-      if (rate.peak_spread > kSteady) {
-        const KernelRate again = measure(context, kernel, options.repetitions);
-        if (again.peak_spread < rate.peak_spread) rate = again;
+      try {
+        if (const auto rate = operator_rate(context, make, options)) operators.push_back(*rate);
+      } catch (const DeviceError& error) {
+        if (!options.cuda) throw;
+        context.device_state()->synchronize();  // throws when it is the GPU that failed
+        log_warn("left out: {}", error.what());
       }
-      if (!options.json) print_rate(kernel, rate);
-      operators.push_back(rate_json(kernel, rate));
     }
   }
-  if (!options.out.empty()) write_file_atomic(options.out, to_yaml(profile));
+  return operators;
+}
+
+ExitCode bench_kernels(const Options& options) {
+  const Timer timer;
+  if (options.cuda && !options.out.empty()) {
+    throw ConfigError("--out writes a processor's profile; leave it out with --device cuda");
+  }
+  Context context(
+      {.threads = options.threads, .device = options.cuda ? DeviceType::kCuda : DeviceType::kCpu});
+  Json hardware;
+  if (options.cuda) {
+    const DeviceRates rates = measure_device(context);
+    if (!options.json) print_device(context, rates);
+    hardware = device_json(context, rates);
+  } else {
+    const HardwareProfile profile = measure_hardware(context);
+    if (!options.json) print_profile(profile);
+    hardware = profile_json(profile);
+    if (!options.out.empty()) write_file_atomic(options.out, to_yaml(profile));
+  }
+  if (!options.json) print_header();
+  const Json operators = operator_rates(context, options);
   if (options.json) {
     Json out;
-    out["hardware"] = profile_json(profile);
+    out["hardware"] = hardware;
     out["operators"] = operators;
     out["seconds"] = timer.seconds();
     fmt::print("{}\n", out.dump(2));
@@ -132,6 +193,10 @@ Action attach_bench_kernels(CLI::App& app) {
       ->check(CLI::NonNegativeNumber);
   app.add_option("--repetitions", options->repetitions, "of peak, operator, peak; at least 3")
       ->check(CLI::Range(3, 1000));
+  app.add_option_function<std::string>(
+         "--device", [options](const std::string& name) { options->cuda = name == "cuda"; },
+         "cpu or cuda: whose kernels")
+      ->check(CLI::IsMember({"cpu", "cuda"}));
   app.add_flag("--json", options->json, "one JSON object on standard output");
   return [options] { return bench_kernels(*options); };
 }

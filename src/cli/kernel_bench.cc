@@ -7,12 +7,18 @@
 
 #include "base/random.h"
 #include "base/timer.h"
+#include "tensor/device.h"
 
 namespace degu {
 namespace {
 
-// Outside the last-level cache of any processor this is likely to meet.
+// Outside the last-level cache of any processor this is likely to meet; many times a GPU's.
 constexpr int64_t kReadBytes = int64_t{256} << 20;
+constexpr int64_t kDeviceReadBytes = int64_t{1} << 30;
+
+void wait(Context& context) {
+  if (context.device_state() != nullptr) context.device_state()->synchronize();
+}
 
 double median(std::vector<double> values) {
   const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
@@ -37,8 +43,8 @@ std::string today() {
   return text;
 }
 
-double read_bandwidth(Context& context) {
-  const ProbeStream stream{StreamKind::kRead, kReadBytes};
+double read_bandwidth(Context& context, int64_t bytes = kReadBytes) {
+  const ProbeStream stream{StreamKind::kRead, bytes};
   BandwidthProbe probe(context, {&stream, 1});
   std::vector<double> rates(7);
   for (double& rate : rates) rate = probe.run();
@@ -48,8 +54,10 @@ double read_bandwidth(Context& context) {
 // Calls per timing, so that one lasts at least `seconds`.
 int64_t calls_for(Context& context, const KernelCase& kernel, double seconds) {
   kernel.run(context);  // touches its memory, wakes the threads
+  wait(context);
   const Timer timer;
   kernel.run(context);
+  wait(context);
   return std::max<int64_t>(
       1, static_cast<int64_t>(std::ceil(seconds / std::max(timer.seconds(), 1e-7))));
 }
@@ -57,6 +65,7 @@ int64_t calls_for(Context& context, const KernelCase& kernel, double seconds) {
 double time_calls(Context& context, const KernelCase& kernel, int64_t calls) {
   const Timer timer;
   for (int64_t i = 0; i < calls; ++i) kernel.run(context);
+  wait(context);
   return timer.seconds() / static_cast<double>(calls);
 }
 
@@ -105,24 +114,42 @@ HardwareProfile measure_hardware(Context& context) {
   return profile;
 }
 
+DeviceRates measure_device(Context& context) {
+  return {.fp32_flops = probe_peak_flops(context, DType::kF32),
+          .bf16_flops = probe_peak_flops(context, DType::kBF16),
+          .int8_ops = probe_peak_flops(context, DType::kI8),
+          .read_bandwidth = read_bandwidth(context, kDeviceReadBytes)};
+}
+
+Tensor on_device(Context& context, Tensor host) {
+  if (context.device() == DeviceType::kCpu) return host;
+  Tensor copied(host.dtype(), host.shape(), context.device());
+  copy(context, host, copied);
+  return copied;
+}
+
 void fill_random(Context& context, AnyView view, uint64_t seed, double scale) {
   constexpr int64_t kPeriod = 4093;
   std::vector<float> values(kPeriod);
   const RandomStream stream(seed, "kernel bench");
   for (size_t i = 0; i < values.size(); ++i)
     values[i] = static_cast<float>(scale * stream.normal(i));
+  const bool there = view.device != DeviceType::kCpu;
+  const Tensor staged = there ? Tensor(view.dtype, view.shape) : Tensor();
+  const AnyView to = there ? staged.view() : view;
   constexpr int64_t kPiece = int64_t{1} << 16;
   const int64_t n = view.elements();
   context.parallel_for((n + kPiece - 1) / kPiece, [&](int64_t task, int) {
     for (int64_t i = task * kPiece; i < std::min(n, (task + 1) * kPiece); ++i) {
       const float value = values[static_cast<size_t>(i % kPeriod)];
-      if (view.dtype == DType::kBF16) {
-        static_cast<bf16*>(view.data)[i] = bf16(value);
+      if (to.dtype == DType::kBF16) {
+        static_cast<bf16*>(to.data)[i] = bf16(value);
       } else {
-        static_cast<float*>(view.data)[i] = value;
+        static_cast<float*>(to.data)[i] = value;
       }
     }
   });
+  if (there) copy(context, to, view);
 }
 
 }  // namespace degu

@@ -14,6 +14,7 @@
 
 #include "kernels/api/probe.h"
 #include "shape/hardware.h"
+#include "tensor/tensor.h"
 
 namespace degu {
 
@@ -45,8 +46,20 @@ struct KernelRate {
 };
 KernelRate measure(Context& context, const KernelCase& kernel, int repetitions);
 
-// Peaks of the context's threads and of one thread; takes about 3 s.
+// Peaks of the context's threads and of one thread; takes about 3 s. CPU only.
 HardwareProfile measure_hardware(Context& context);
+
+// Peaks of the context's device.
+struct DeviceRates {
+  double fp32_flops = 0;
+  double bf16_flops = 0;
+  double int8_ops = 0;
+  double read_bandwidth = 0;
+};
+DeviceRates measure_device(Context& context);
+
+// A host tensor, in the context's memory.
+Tensor on_device(Context& context, Tensor host);
 
 // Values that look random, cheaply: 4,093 normal numbers repeated.
 void fill_random(Context& context, AnyView view, uint64_t seed, double scale = 1.0);

@@ -21,10 +21,10 @@ constexpr int64_t kUnits = 8;
 // x_RD, y_RF, and W in both packings; rows are dealt to experts at random, as a router's are.
 struct GemmData {
   GemmData(Context& context, const GemmSize& size)
-      : x(DType::kBF16, {size.rows, size.inner}),
-        y(DType::kBF16, {size.rows, size.outer}),
-        w(DType::kBF16, {size.experts, size.outer, size.inner}),
-        dw(DType::kF32, {size.experts, size.outer, size.inner}) {
+      : x(DType::kBF16, {size.rows, size.inner}, context.device()),
+        y(DType::kBF16, {size.rows, size.outer}, context.device()),
+        w(DType::kBF16, {size.experts, size.outer, size.inner}, context.device()),
+        dw(DType::kF32, {size.experts, size.outer, size.inner}, context.device()) {
     fill_random(context, x, 1);
     fill_random(context, y, 2);
     fill_random(context, w, 3, 0.05);
@@ -42,8 +42,10 @@ struct GemmData {
       offsets.push_back(unit_offsets[static_cast<size_t>(e * kUnits)]);
     }
     const auto pack = [&](Tensor& memory, Orientation orientation, int64_t outputs, int64_t inner) {
-      memory = Tensor(DType::kU8, {static_cast<int64_t>(packed_bytes(
-                                      context, Scheme::kBf16, size.experts, outputs, inner))});
+      memory = Tensor(DType::kU8,
+                      {static_cast<int64_t>(
+                          packed_bytes(context, Scheme::kBf16, size.experts, outputs, inner))},
+                      context.device());
       return pack_weight(context, w, Scheme::kBf16, orientation, memory.view().data);
     };
     forward = pack(forward_bytes, Orientation::kForward, size.outer, size.inner);
@@ -116,10 +118,10 @@ struct AttentionData {
     const int64_t tokens = sequences_count * kSequence;
     const Shape shape = {tokens, kHeads, kHeadWidth};
     for (Tensor* each : {&q, &k, &v, &out, &dout, &dq, &dk, &dv}) {
-      *each = Tensor(DType::kBF16, shape);
+      *each = Tensor(DType::kBF16, shape, context.device());
       fill_random(context, *each, static_cast<uint64_t>(each - &q));
     }
-    lse = Tensor(DType::kF32, {tokens, kHeads});
+    lse = Tensor(DType::kF32, {tokens, kHeads}, context.device());
     const int64_t per_sequence = kv_pages_for(kSequence);
     for (int64_t s = 0; s <= sequences_count; ++s) offsets.push_back(s * kSequence);
     first.assign(static_cast<size_t>(sequences_count), 0);
@@ -127,7 +129,7 @@ struct AttentionData {
       table.push_back(static_cast<int32_t>(p));
     }
     const size_t page = kv_page_bytes(context, DType::kBF16, kHeads, kHeadWidth);
-    pages = Tensor(DType::kU8, {static_cast<int64_t>(table.size() * page)});
+    pages = Tensor(DType::kU8, {static_cast<int64_t>(table.size() * page)}, context.device());
     kv = {pages.view().data, DType::kBF16, kHeads, kHeadWidth, table, per_sequence};
     sequences = {offsets, first};
     kv_store(context, k, v, sequences, kv);

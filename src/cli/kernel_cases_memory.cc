@@ -53,7 +53,7 @@ class Builder {
   Builder& update(DType type, Shape shape) { return stream(StreamKind::kUpdate, type, shape); }
   // Adds a tensor that counts for nothing: small, or counted otherwise by `bytes`.
   Builder& add(DType type, Shape shape) {
-    data_->tensors.emplace_back(type, shape);
+    data_->tensors.emplace_back(type, shape, context_.device());
     if (type == DType::kF32 || type == DType::kBF16) {
       fill_random(context_, data_->tensors.back(), data_->tensors.size());
     }
@@ -231,7 +231,8 @@ int64_t plan_routes(Context& context, Builder& b, int64_t tokens) {
     expert.as<int32_t>()(t, 1) = static_cast<int32_t>((first + 1 + step) % kExperts);
   }
   std::vector<int64_t> offsets(kExperts + 1);
-  route_plan(context, expert, kExperts, 0, {}, offsets, b.data().at(0), b.data().at(1));
+  const Tensor chosen = on_device(context, std::move(expert));
+  route_plan(context, chosen, kExperts, 0, {}, offsets, b.data().at(0), b.data().at(1));
   return tokens * kTopK;
 }
 

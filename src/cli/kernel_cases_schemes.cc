@@ -14,16 +14,17 @@ namespace {
 struct SchemeData {
   SchemeData(Context& context, Scheme scheme, int64_t experts, int64_t rows, int64_t inner,
              int64_t outer)
-      : x(DType::kBF16, {rows, inner}), y(DType::kBF16, {rows, outer}) {
+      : x(DType::kBF16, {rows, inner}, context.device()),
+        y(DType::kBF16, {rows, outer}, context.device()) {
     fill_random(context, x, 1);
     const int64_t groups = scale_groups(inner);
     if (scheme_info(scheme).integer_activations()) {
-      codes = Tensor(DType::kI8, {rows, groups * kScaleGroup});
-      scales = Tensor(DType::kF32, {rows, groups});
+      codes = Tensor(DType::kI8, {rows, groups * kScaleGroup}, context.device());
+      scales = Tensor(DType::kF32, {rows, groups}, context.device());
       quantize_rows(context, x, {codes, scales});
     }
     const size_t bytes = packed_bytes(context, scheme, experts, outer, inner);
-    memory = Tensor(DType::kU8, {static_cast<int64_t>(bytes)});
+    memory = Tensor(DType::kU8, {static_cast<int64_t>(bytes)}, context.device());
     pack(context, scheme, {experts, outer, inner});
     for (int64_t e = 0; e <= experts; ++e) offsets.push_back(rows * e / experts);
   }
@@ -40,13 +41,14 @@ struct SchemeData {
     const int64_t inner = shape[2];
     const Tensor w(DType::kF32, {kDistinctRows, inner});
     fill_random(context, w, 3, 0.05);
+    Context host({.threads = 1});  // quantizes for every device
     const auto numbers = [&](const Shape& s) {
       return std::pair(Tensor(scheme_info(scheme).weight, code_shape(scheme, s)),
                        Tensor(DType::kBF16, scale_shape(s)));
     };
     const auto [few, few_scales] = numbers(w.shape());
-    quantize_weight(context, w, {scheme, w.shape(), few, few_scales});
-    const auto [all, all_scales] = numbers(shape);
+    quantize_weight(host, w, {scheme, w.shape(), few, few_scales});
+    auto [all, all_scales] = numbers(shape);
     const auto repeat = [&](const AnyView& from, const AnyView& to) {
       const size_t row = from.bytes() / kDistinctRows;
       context.parallel_for(shape[0] * shape[1], [&](int64_t r, int) {
@@ -58,7 +60,9 @@ struct SchemeData {
     };
     repeat(few, all);
     repeat(few_scales, all_scales);
-    weight = pack_weight(context, {scheme, shape, all, all_scales}, memory.view().data);
+    const Tensor codes_there = on_device(context, std::move(all));
+    const Tensor scales_there = on_device(context, std::move(all_scales));
+    weight = pack_weight(context, {scheme, shape, codes_there, scales_there}, memory.view().data);
   }
 };
 
