@@ -22,7 +22,8 @@ void check_view(const char* op, const KvView& kv, const Sequences& sequences, bo
     throw ShapeError("{}: {} offsets but {} first positions; pass one more offset than sequences",
                      op, sequences.offsets.size(), sequences.first_position.size());
   }
-  if (static_cast<int64_t>(kv.table.size()) != count * kv.max_pages) {
+  const bool on_device = kv.table.empty() && kv.device_table != nullptr;
+  if (!on_device && static_cast<int64_t>(kv.table.size()) != count * kv.max_pages) {
     throw ShapeError("{}: the page table has {} entries; {} sequences of {} pages need {}", op,
                      kv.table.size(), count, kv.max_pages, count * kv.max_pages);
   }

@@ -30,6 +30,11 @@ struct KvView {
   int64_t head_width = 0;          // A
   std::span<const int32_t> table;  // [sequences, max_pages]: page of block b of sequence s
   int64_t max_pages = 0;           // pages per row of the table
+  // The table in an accelerator's memory, or null. With it and both device pointers of Sequences
+  // kv_store and attention upload nothing, and the positions and pages there count: the host's
+  // table may be empty and its positions any that fit, its offsets must hold. So a captured graph
+  // can be replayed with other positions.
+  const int32_t* device_table = nullptr;
 };
 
 size_t kv_page_bytes(const Context& context, DType dtype, int64_t kv_heads, int64_t head_width);

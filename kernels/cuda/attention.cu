@@ -38,7 +38,8 @@ struct Tile {
 // What the splits of one tile become.
 struct Join {
   int64_t row;
-  int64_t partial;  // of the first split; the others follow
+  int64_t partial;  // of the first split; the others follow, `stride` after each other
+  int64_t stride;
   int32_t count;
   int32_t splits;
 };
@@ -290,7 +291,7 @@ __global__ void __launch_bounds__(kJoinThreads) join_kernel(Args<T> args, const 
     float sum = 0.0f;
     float out[kEach] = {};
     for (int split = 0; split < join.splits; ++split) {
-      const int64_t at = (join.partial + static_cast<int64_t>(split) * rows) * args.kv_heads +
+      const int64_t at = (join.partial + split * join.stride) * args.kv_heads +
                          static_cast<int64_t>(kv_head) * rows + row;
       const Factors f(base, args.partial_sum[2 * at]);
       sum = joined(sum, args.partial_sum[2 * at + 1], f);
@@ -308,6 +309,41 @@ __global__ void __launch_bounds__(kJoinThreads) join_kernel(Args<T> args, const 
       if (d < args.width) assign(args.out[at * args.width + d], finished(out[j], inverse));
     }
     if (lane == 0 && args.lse != nullptr) args.lse[at] = log_of(base, sum);
+  }
+}
+
+// Tiles of sequences that only the device knows: one for each part and split, empty where there is
+// none. splits: 1 when whole tiles are wanted, else the most that a sequence can have.
+struct Slots {
+  Resident of;
+  int splits;
+  int64_t stride;  // rows of a partial tile, at most
+
+  int64_t parts() const { return int64_t{of.count} * of.parts; }
+};
+__global__ void __launch_bounds__(kThreads)
+    plan_kernel(Slots slots, int64_t total, Tile* tiles, Join* joins) {
+  const int64_t slot = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (slot >= total) return;
+  const auto index = static_cast<int>(slot / slots.splits);
+  const auto split = static_cast<int>(slot % slots.splits);
+  const Part part(slots.of, index);
+  const int blocks = part.block + 1;
+  const int splits = slots.splits == 1 ? 1 : (blocks + kSplitBlocks - 1) / kSplitBlocks;
+  Tile tile{};
+  if (split < splits) {
+    tile = {.row = part.row,
+            .table = part.sequence * slots.of.max_pages,
+            .partial = splits == 1 ? -1 : slot * slots.stride,
+            .position = static_cast<int32_t>(part.position),
+            .count = part.count,
+            .begin = split * kSplitBlocks,
+            .end = splits == 1 ? blocks : min(blocks, (split + 1) * kSplitBlocks)};
+  }
+  tiles[slot] = tile;
+  if (split == 0 && slots.splits > 1) {
+    joins[index] = {part.row, slot * slots.stride, slots.stride, splits == 1 ? 0 : part.count,
+                    splits};
   }
 }
 
@@ -365,7 +401,7 @@ Plan plan_of(const Sequences& sequences, const KvView& kv, int64_t group, int mu
       to.push_back(tile);
       continue;
     }
-    plan.joins.push_back({tile.row, plan.partial_rows, tile.count, splits});
+    plan.joins.push_back({tile.row, plan.partial_rows, rows, tile.count, splits});
     const int32_t end = tile.end;
     for (int part = 0; part < splits; ++part) {
       tile.begin = part * kSplitBlocks;
@@ -378,17 +414,71 @@ Plan plan_of(const Sequences& sequences, const KvView& kv, int64_t group, int mu
   return plan;
 }
 
+// Tiles in the device's memory, and the most queries that one has.
+struct TileList {
+  const Tile* tiles = nullptr;
+  int64_t count = 0;
+  int64_t queries = 0;
+};
+
+TileList upload(Context& context, const std::vector<Tile>& tiles) {
+  int64_t queries = 0;
+  for (const Tile& tile : tiles) queries = std::max<int64_t>(queries, tile.count);
+  return {on_device(context, std::span<const Tile>(tiles)), static_cast<int64_t>(tiles.size()),
+          queries};
+}
+
+// All that one call computes.
+struct Work {
+  TileList narrow, wide;
+  const Join* joins = nullptr;
+  int64_t join_count = 0;
+  int64_t partial_rows = 0;
+};
+
+Work planned_here(Context& context, const Sequences& sequences, const KvView& kv, int64_t group) {
+  const Plan plan = plan_of(sequences, kv, group, state_of(context).multiprocessors());
+  return {.narrow = upload(context, plan.narrow),
+          .wide = upload(context, plan.wide),
+          .joins = on_device(context, std::span<const Join>(plan.joins)),
+          .join_count = static_cast<int64_t>(plan.joins.size()),
+          .partial_rows = plan.partial_rows};
+}
+
+// The same from sequences on the device, without a word from the host.
+Work planned_there(Context& context, const Resident& resident, int64_t kv_heads, int64_t queries,
+                   int64_t group) {
+  queries = std::min(queries, kKvPageKeys);
+  const int64_t rows = queries * group;
+  Slots slots{.of = resident, .splits = 1, .stride = rows};
+  const int64_t blocks = slots.parts() * kv_heads * ((rows + kWideRows - 1) / kWideRows);
+  if (blocks < 2 * int64_t{state_of(context).multiprocessors()}) {
+    slots.splits = static_cast<int>((resident.max_pages + kSplitBlocks - 1) / kSplitBlocks);
+  }
+  const int64_t total = slots.parts() * slots.splits;
+  auto* tiles = scratch_of<Tile>(context, total);
+  Work work;
+  (rows <= kNarrowRows ? work.narrow : work.wide) = {tiles, total, queries};
+  Join* joins = nullptr;
+  if (slots.splits > 1) {
+    work.partial_rows = total * rows;
+    work.join_count = slots.parts();
+    work.joins = joins = scratch_of<Join>(context, work.join_count);
+  }
+  plan_kernel<<<blocks_for(total, kThreads), kThreads, 0, state_of(context).stream()>>>(
+      slots, total, tiles, joins);
+  return work;
+}
+
 template <class T, int kW, int kWarps>
-void launch(Context& context, Args<T> args, const std::vector<Tile>& tiles) {
-  if (tiles.empty()) return;
+void launch(Context& context, Args<T> args, const TileList& list) {
+  if (list.count == 0) return;
   using S = Geometry<T, kW, kWarps>;
-  int64_t rows = 0;
-  for (const Tile& tile : tiles) rows = std::max<int64_t>(rows, tile.count);
-  rows *= args.heads / args.kv_heads;
+  const int64_t rows = list.queries * (args.heads / args.kv_heads);
   args.slices = static_cast<int>((rows + S::kRows - 1) / S::kRows);
-  args.tiles = on_device(context, std::span<const Tile>(tiles));
+  args.tiles = list.tiles;
   const int shared = S::shared_bytes(args.layout.quantized);
-  const dim3 grid(static_cast<unsigned>(tiles.size()),
+  const dim3 grid(static_cast<unsigned>(list.count),
                   static_cast<unsigned>(args.kv_heads * args.slices));
   allow_shared(forward_kernel<T, kW, kWarps>, shared);
   forward_kernel<T, kW, kWarps>
@@ -399,15 +489,18 @@ void launch(Context& context, Args<T> args, const std::vector<Tile>& tiles) {
 template <class T>
 void forward_typed(Context& context, AnyView q, const KvView& kv, const Sequences& sequences,
                    float scale, AnyView out, AnyView lse) {
-  const Plan plan =
-      plan_of(sequences, kv, q.dim(1) / kv.kv_heads, state_of(context).multiprocessors());
   ScratchScope scope(context.scratch());
-  const int64_t partials = plan.partial_rows * kv.kv_heads;
+  const int64_t group = q.dim(1) / kv.kv_heads;
+  const Resident resident = resident_of(sequences, kv);
+  const bool here = resident.offsets == nullptr;
+  const Work work = here ? planned_here(context, sequences, kv, group)
+                         : planned_there(context, resident, kv.kv_heads, longest(sequences), group);
+  const int64_t partials = work.partial_rows * kv.kv_heads;
   const Args<T> args{.q = static_cast<const T*>(q.data),
                      .out = static_cast<T*>(out.data),
                      .lse = static_cast<float*>(lse.data),
                      .pages = static_cast<const std::byte*>(kv.pages),
-                     .table = on_device(context, kv.table),
+                     .table = here ? on_device(context, kv.table) : kv.device_table,
                      .partial = scratch_of<float>(context, partials * kv.head_width),
                      .partial_sum = scratch_of<float>(context, partials * 2),
                      .layout = head_layout<T>(kv.dtype, kv.kv_heads, kv.head_width),
@@ -420,13 +513,12 @@ void forward_typed(Context& context, AnyView q, const KvView& kv, const Sequence
     constexpr int kW = decltype(padded)::value;
     // In fp32 four warps' rows of the widest heads do not fit beside the keys.
     constexpr int kWarps = sizeof(T) == 4 && kW == kMostHeadWidth ? 2 : 4;
-    launch<T, kW, 1>(context, args, plan.narrow);
-    launch<T, kW, kWarps>(context, args, plan.wide);
+    launch<T, kW, 1>(context, args, work.narrow);
+    launch<T, kW, kWarps>(context, args, work.wide);
   });
-  if (plan.joins.empty()) return;
-  const dim3 grid(static_cast<unsigned>(plan.joins.size()), static_cast<unsigned>(kv.kv_heads));
-  const Join* joins = on_device(context, std::span<const Join>(plan.joins));
-  join_kernel<T><<<grid, kJoinThreads, 0, state_of(context).stream()>>>(args, joins);
+  if (work.join_count == 0) return;
+  const dim3 grid(static_cast<unsigned>(work.join_count), static_cast<unsigned>(kv.kv_heads));
+  join_kernel<T><<<grid, kJoinThreads, 0, state_of(context).stream()>>>(args, work.joins);
   state_of(context).check_launch("attention");
 }
 

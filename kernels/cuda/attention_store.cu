@@ -25,11 +25,21 @@ struct Args {
   const void* values;
   std::byte* pages;
   const Piece* pieces;
+  Resident resident;  // instead of pieces
   HeadLayout layout;
   int kv_heads;
   int width;
   bool vector;
 };
+
+__device__ inline Piece piece_of(const Args& args) {
+  if (args.resident.offsets == nullptr) return args.pieces[blockIdx.x];
+  const Part part(args.resident, static_cast<int>(blockIdx.x));
+  if (part.count == 0) return {};
+  const int64_t entry = part.sequence * args.resident.max_pages + part.block;
+  return {part.row, args.resident.table[entry], static_cast<int32_t>(part.position % kKeys),
+          part.count};
+}
 
 template <class T>
 __device__ inline const T* head_row(const Args& args, int which, const Piece& piece, int r) {
@@ -45,7 +55,7 @@ __device__ inline std::byte* head_of(const Args& args, const Piece& piece) {
 template <class T>
 __global__ void __launch_bounds__(kStoreThreads) store_kernel(Args args) {
   constexpr int N = kPack<T>;
-  const Piece piece = args.pieces[blockIdx.x];
+  const Piece piece = piece_of(args);
   std::byte* head = head_of(args, piece);
   const int chunks = (args.width + N - 1) / N;
   for (int i = static_cast<int>(threadIdx.x); i < 2 * piece.count * chunks; i += kStoreThreads) {
@@ -68,7 +78,7 @@ __global__ void __launch_bounds__(kStoreThreads) store_kernel(Args args) {
 template <class T>
 __global__ void __launch_bounds__(kStoreThreads) store_bytes_kernel(Args args) {
   constexpr int kEach = kMostHeadWidth / 32;
-  const Piece piece = args.pieces[blockIdx.x];
+  const Piece piece = piece_of(args);
   std::byte* head = head_of(args, piece);
   const int lane = static_cast<int>(threadIdx.x) % 32;
   for (int i = static_cast<int>(threadIdx.x) / 32; i < 2 * piece.count; i += kStoreThreads / 32) {
@@ -128,17 +138,22 @@ std::vector<Piece> pieces_of(const Sequences& sequences, const KvView& kv) {
 template <class T>
 void store_typed(Context& context, AnyView k, AnyView v, const Sequences& sequences,
                  const KvView& kv) {
-  const std::vector<Piece> pieces = pieces_of(sequences, kv);
+  const Resident resident = resident_of(sequences, kv);
+  std::vector<Piece> pieces;
+  if (resident.offsets == nullptr) pieces = pieces_of(sequences, kv);
+  const auto count = resident.offsets == nullptr ? static_cast<int64_t>(pieces.size())
+                                                 : int64_t{resident.count} * resident.parts;
   ScratchScope scope(context.scratch());
   const Args args{.keys = k.data,
                   .values = v.data,
                   .pages = static_cast<std::byte*>(kv.pages),
                   .pieces = on_device(context, std::span<const Piece>(pieces)),
+                  .resident = resident,
                   .layout = head_layout<T>(kv.dtype, kv.kv_heads, kv.head_width),
                   .kv_heads = static_cast<int>(kv.kv_heads),
                   .width = static_cast<int>(kv.head_width),
                   .vector = vectored<T>(2, kv.head_width, {k.data, v.data})};
-  const dim3 grid(static_cast<unsigned>(pieces.size()), static_cast<unsigned>(kv.kv_heads));
+  const dim3 grid(static_cast<unsigned>(count), static_cast<unsigned>(kv.kv_heads));
   if (args.layout.quantized) {
     store_bytes_kernel<T><<<grid, kStoreThreads, 0, state_of(context).stream()>>>(args);
   } else {

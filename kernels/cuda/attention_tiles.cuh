@@ -9,6 +9,8 @@
 // images have.
 #pragma once
 
+#include <algorithm>
+
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/pack.cuh"
@@ -361,6 +363,58 @@ __device__ inline void add_weighted(const Weights<float, kTiles>& weights, Image
     }
   }
 }
+
+// ---- sequences on the device ----
+
+// Where queries lie when the device has the sequences: `parts` blocks of positions of each
+// sequence, enough for the longest; parts of shorter ones are empty.
+struct Resident {
+  const int64_t* offsets;  // null: the host has the sequences
+  const int64_t* first;
+  const int32_t* table;
+  int64_t max_pages;
+  int count;
+  int parts;
+};
+
+inline int64_t longest(const Sequences& sequences) {
+  int64_t most = 0;
+  for (int64_t s = 0; s < sequences.count(); ++s) most = std::max(most, sequences.length(s));
+  return most;
+}
+
+inline Resident resident_of(const Sequences& sequences, const KvView& kv) {
+  if (sequences.device_offsets == nullptr || sequences.device_first_position == nullptr ||
+      kv.device_table == nullptr) {
+    return {};
+  }
+  const int64_t most = longest(sequences);
+  return {.offsets = sequences.device_offsets,
+          .first = sequences.device_first_position,
+          .table = kv.device_table,
+          .max_pages = kv.max_pages,
+          .count = static_cast<int>(sequences.count()),
+          .parts = static_cast<int>(most < 2 ? 1 : kv_pages_for(most - 1) + 1)};
+}
+
+// Part `index` of `parts * count`: consecutive rows of a sequence in one block of positions.
+struct Part {
+  int sequence;
+  int block;
+  int64_t row;       // of the batch
+  int64_t position;  // of that row in its sequence
+  int count;         // rows; 0: the part is empty
+  __device__ Part(const Resident& of, int index) : sequence(index % of.count) {
+    const int64_t begin = of.first[sequence];
+    const int64_t end = begin + of.offsets[sequence + 1] - of.offsets[sequence];
+    block = static_cast<int>(begin / kKeys) + index / of.count;
+    position = max(begin, static_cast<int64_t>(block) * kKeys);
+    row = of.offsets[sequence] + position - begin;
+    const int64_t stop = min(end, static_cast<int64_t>(block + 1) * kKeys);
+    count = stop > position ? static_cast<int>(stop - position) : 0;
+    require(count == 0 || (begin >= 0 && block < of.max_pages));
+  }
+};
 
 // ---- launching ----
 
