@@ -17,7 +17,7 @@ USES: dict[str, set[str]] = {
     "tensor": {"base"},
     "shape": {"config"},
     "kernels": {"tensor"},
-    "comm": {"tensor"},
+    "comm": {"tensor", "kernels"},  # sums of what arrived on a GPU
     "io": {"tensor", "config", "comm"},  # a checkpoint is written by all ranks together
     "data": {"tensor", "config", "io"},
     # The sharded optimizer steps with a kernel and gathers with a communicator.

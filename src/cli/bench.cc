@@ -30,8 +30,12 @@ struct Options {
   int threads = 0;
   int repetitions = 5;
   bool json = false;
-  bool cuda = false;
+  DeviceType device = DeviceType::kCpu;
 };
+
+bool gpu(const Options& options) {
+  return options.device != DeviceType::kCpu;
+}
 
 Json profile_json(const HardwareProfile& p) {
   Json out;
@@ -124,7 +128,7 @@ constexpr double kDeviceScale = 4;
 
 // Nothing when the case is not asked for.
 std::optional<Json> operator_rate(Context& context, MakeCase make, const Options& options) {
-  const KernelCase kernel = make(context, options.cuda ? kDeviceScale : 1.0);
+  const KernelCase kernel = make(context, gpu(options) ? kDeviceScale : 1.0);
   if (!options.only.empty() && kernel.name.find(options.only) == std::string::npos) return {};
   KernelRate rate = measure(context, kernel, options.repetitions);
   if (rate.peak_spread > kSteady) {
@@ -143,7 +147,7 @@ Json operator_rates(Context& context, const Options& options) {
       try {
         if (const auto rate = operator_rate(context, make, options)) operators.push_back(*rate);
       } catch (const DeviceError& error) {
-        if (!options.cuda) throw;
+        if (!gpu(options)) throw;
         context.device_state()->synchronize();  // throws when it is the GPU that failed
         log_warn("left out: {}", error.what());
       }
@@ -154,13 +158,12 @@ Json operator_rates(Context& context, const Options& options) {
 
 ExitCode bench_kernels(const Options& options) {
   const Timer timer;
-  if (options.cuda && !options.out.empty()) {
+  if (gpu(options) && !options.out.empty()) {
     throw ConfigError("--out writes a processor's profile; leave it out with --device cuda");
   }
-  Context context(
-      {.threads = options.threads, .device = options.cuda ? DeviceType::kCuda : DeviceType::kCpu});
+  Context context({.threads = options.threads, .device = options.device});
   Json hardware;
-  if (options.cuda) {
+  if (gpu(options)) {
     const DeviceRates rates = measure_device(context);
     if (!options.json) print_device(context, rates);
     hardware = device_json(context, rates);
@@ -193,10 +196,7 @@ Action attach_bench_kernels(CLI::App& app) {
       ->check(CLI::NonNegativeNumber);
   app.add_option("--repetitions", options->repetitions, "of peak, operator, peak; at least 3")
       ->check(CLI::Range(3, 1000));
-  app.add_option_function<std::string>(
-         "--device", [options](const std::string& name) { options->cuda = name == "cuda"; },
-         "cpu or cuda: whose kernels")
-      ->check(CLI::IsMember({"cpu", "cuda"}));
+  add_device_option(app, options->device);
   app.add_flag("--json", options->json, "one JSON object on standard output");
   return [options] { return bench_kernels(*options); };
 }

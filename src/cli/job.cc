@@ -1,17 +1,63 @@
 #include "cli/job.h"
 
+#include <unistd.h>
+
+#include <map>
+#include <string>
+
+#include "base/log.h"
 #include "comm/agree.h"
 #include "comm/mpi_comm.h"
+#include "comm/nccl_comm.h"
 #include "comm/placement.h"
+#include "comm/staged_comm.h"
 #include "comm/world.h"
+#include "tensor/device.h"
 
 namespace degu {
 
-Job::Job(int threads) : world_(world_communicator()) {
-  const Placement placement = place_rank(world_);
+Job::Job(int threads, DeviceType device) : ranks_(world_communicator()) {
+  const Placement placement = place_rank(ranks_);
   bind_rank(placement);
-  context_ = std::make_unique<Context>(ContextOptions{
-      .threads = threads > 0 ? threads : placement.cores, .isa = agree_on_isa(world_)});
+  const ContextOptions options{.threads = threads > 0 ? threads : placement.cores,
+                               .isa = agree_on_isa(ranks_),
+                               .device = device};
+  if (device == DeviceType::kCpu) {
+    context_ = std::make_unique<Context>(options);
+  } else {
+    open_device(options, placement.local_rank, placement.local_size);
+  }
+}
+
+void Job::open_device(const ContextOptions& options, int local_rank, int local_size) {
+  const int devices = device_count(options.device);
+  ContextOptions own = options;
+  own.ordinal = devices > 0 ? local_rank % devices : 0;
+  run_together(ranks_, [&] { context_ = std::make_unique<Context>(own); });
+  const bool shared = max_over_ranks(ranks_, local_size > devices ? 1 : 0) != 0;
+  const bool nccl = ranks_.size() > 1 && !shared && nccl_built();
+  device_world_ =
+      nccl ? make_nccl_communicator(ranks_, *context_) : make_staged_communicator(ranks_);
+
+  char host[256] = {};
+  gethostname(host, sizeof(host) - 1);
+  const std::vector<std::string> table = ranks_.gather_text(fmt::format(
+      "{}: {}, {} threads", host, context_->device_state()->description(), own.threads));
+  if (ranks_.rank() != 0) return;
+  for (size_t r = 0; r < table.size(); ++r) log_info("rank {} on {}", r, table[r]);
+  if (table.size() > 1) {
+    log_info("ranks exchange {}", nccl     ? "by NCCL"
+                                  : shared ? "by way of the host: some share a GPU"
+                                           : "by way of the host: this build has no NCCL");
+  }
+}
+
+void add_device_option(CLI::App& app, DeviceType& device) {
+  const std::map<std::string, DeviceType> names = {{"cpu", DeviceType::kCpu},
+                                                   {"cuda", DeviceType::kCuda}};
+  app.add_option("--device", device, "what computes: cpu, or cuda (a GPU per rank)")
+      ->transform(CLI::CheckedTransformer(names))
+      ->default_str(std::string(enum_names(device)[static_cast<size_t>(device)]));
 }
 
 void require_one_rank(std::string_view command) {

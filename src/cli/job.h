@@ -1,5 +1,8 @@
-// What every computing command starts with: the ranks, their cores, one instruction set, a context.
+// What every computing command starts with: the ranks, their cores or GPUs, one instruction set, a
+// context.
 #pragma once
+
+#include <CLI/CLI.hpp>
 
 #include <memory>
 #include <string_view>
@@ -11,15 +14,23 @@ namespace degu {
 
 class Job {
  public:
-  // `threads` 0: the node's cores over its ranks. Collective.
-  explicit Job(int threads);
-  Communicator& world() { return world_; }
+  // `threads` 0: the node's cores over its ranks. A rank takes the GPU of its place on its node;
+  // when there are fewer GPUs than ranks they share, and exchange by way of the host. Collective.
+  explicit Job(int threads, DeviceType device = DeviceType::kCpu);
+  // For tensors on the context's device.
+  Communicator& world() { return device_world_ ? *device_world_ : ranks_; }
   Context& context() const { return *context_; }
 
  private:
-  Communicator& world_;
+  void open_device(const ContextOptions& options, int local_rank, int local_size);
+
+  Communicator& ranks_;
   std::unique_ptr<Context> context_;
+  std::unique_ptr<Communicator> device_world_;
 };
+
+// --device: what computes.
+void add_device_option(CLI::App& app, DeviceType& device);
 
 // ConfigError when this process is one of several ranks: for commands that would do the same work
 // on each. Touches MPI only when a launcher started the process.

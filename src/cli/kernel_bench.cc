@@ -134,9 +134,8 @@ void fill_random(Context& context, AnyView view, uint64_t seed, double scale) {
   const RandomStream stream(seed, "kernel bench");
   for (size_t i = 0; i < values.size(); ++i)
     values[i] = static_cast<float>(scale * stream.normal(i));
-  const bool there = view.device != DeviceType::kCpu;
-  const Tensor staged = there ? Tensor(view.dtype, view.shape) : Tensor();
-  const AnyView to = there ? staged.view() : view;
+  const OnHost on_host = OnHost::unfilled(context, view);
+  const AnyView to = on_host;
   constexpr int64_t kPiece = int64_t{1} << 16;
   const int64_t n = view.elements();
   context.parallel_for((n + kPiece - 1) / kPiece, [&](int64_t task, int) {
@@ -149,7 +148,7 @@ void fill_random(Context& context, AnyView view, uint64_t seed, double scale) {
       }
     }
   });
-  if (there) copy(context, to, view);
+  on_host.put_back();
 }
 
 }  // namespace degu

@@ -16,6 +16,13 @@ struct GemmSize {
 };
 constexpr GemmSize kWide = {8, 4096, 512, 1024};
 constexpr GemmSize kNarrow = {8, 8192, 256, 512};
+// On a GPU, whose cases have four times the rows: an MoE layer of 64 experts and 16k tokens that
+// visit 8 each.
+constexpr GemmSize kGpu = {64, 32768, 2048, 1024};
+
+const GemmSize& size_for(const Context& context, const GemmSize& on_cpu) {
+  return context.device() == DeviceType::kCpu ? on_cpu : kGpu;
+}
 constexpr int64_t kUnits = 8;
 
 // x_RD, y_RF, and W in both packings; rows are dealt to experts at random, as a router's are.
@@ -92,13 +99,13 @@ KernelCase gemm_dw(Context& context, double scale, const GemmSize& size) {
 }
 
 KernelCase wide_forward(Context& c, double s) {
-  return gemm_forward(c, s, kWide);
+  return gemm_forward(c, s, size_for(c, kWide));
 }
 KernelCase wide_dx(Context& c, double s) {
-  return gemm_dx(c, s, kWide);
+  return gemm_dx(c, s, size_for(c, kWide));
 }
 KernelCase wide_dw(Context& c, double s) {
-  return gemm_dw(c, s, kWide);
+  return gemm_dw(c, s, size_for(c, kWide));
 }
 KernelCase narrow_forward(Context& c, double s) {
   return gemm_forward(c, s, kNarrow);

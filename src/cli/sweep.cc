@@ -174,7 +174,7 @@ ExitCode sweep(SweepArguments arguments) {
     arguments.folder = "runs/" + std::filesystem::path(arguments.config).stem().string();
   }
   SweepFile file = load_config<SweepFile>(arguments.config, arguments.overrides);
-  Job job(file.run.cluster.threads);
+  Job job(file.run.cluster.threads, file.run.cluster.device);
   const TokenDataset dataset(file.run.data.paths);
   file.run.model.vocab = dataset.vocab_size();
   const scaling::RunDefaults defaults{.model = file.run.model,

@@ -26,7 +26,7 @@ ExitCode train(TrainArguments arguments) {
     arguments.run.folder = "runs/" + std::filesystem::path(arguments.config).stem().string();
   }
   RunConfig config = load_config<RunConfig>(arguments.config, arguments.overrides);
-  Job job(config.cluster.threads);
+  Job job(config.cluster.threads, config.cluster.device);
   const TokenDataset dataset(config.data.paths);
   config = resolve_config(config, dataset);
   const size_t before = resident_bytes();

@@ -55,7 +55,7 @@ BlockModel::BlockModel(Context& context, CheckpointReader& reader, const ModelSh
 
 void BlockModel::layout(Arena& arena, Context& context, const Transformer& model, int64_t tokens,
                         BlockModel* owner) {
-  Activations activations = model.take(arena, tokens, 1, /*keep_for_backward=*/true);
+  Activations activations = model.take(arena, tokens, 1, Keep::kAll);
   auto kv = std::make_unique<LocalKv>(context, arena, model.shape(), DType::kBF16, tokens, 1);
   if (owner == nullptr) return;
   owner->activations_ = std::move(activations);
@@ -70,7 +70,7 @@ void BlockModel::forward(Context& context, const SequenceBatch& batch, AnyView x
       .positions_T = batch.positions_T,
       .sequences = {.offsets = batch.document_offsets, .first_position = first_position_},
       .kv_L = kv_->views()};
-  kv_->assign(view.sequences);
+  kv_->assign(context, view.sequences);
   const TokenGroups groups{.units = {.offsets = row_offsets_, .groups = 1, .slots = 1, .units = 1},
                            .balance_offsets = row_offsets_,
                            .capacity_offsets = row_offsets_};

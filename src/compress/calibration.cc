@@ -33,7 +33,7 @@ AnyView site_input(const BlockActivations& a, const std::string& site, int64_t t
   if (site == "ffn.act") return a.dense.act_TF.rows(0, tokens);
   if (site == "shared.act") return a.moe.shared.act_TF.rows(0, tokens);
   const int64_t rows = a.moe.dispatch.rows;
-  return (site == "experts" ? a.moe.x_RD : a.moe.act_RF).rows(0, rows);
+  return (site == "experts" ? a.moe.experts.x_RD : a.moe.experts.act_RF).rows(0, rows);
 }
 
 int64_t site_width(const ModelShape& s, const std::string& site) {

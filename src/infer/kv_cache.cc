@@ -1,7 +1,8 @@
 #include "infer/kv_cache.h"
 
-#include <cstring>
 #include <numeric>
+
+#include "tensor/device.h"
 
 namespace degu {
 
@@ -32,7 +33,8 @@ size_t KvMemory::bytes_per_page(const Context& context, const ModelShape& shape,
 KvMemory::KvMemory(const Context& context, const ModelShape& shape, DType type, int32_t pages)
     : pages_(pages),
       page_bytes_(kv_page_bytes(context, type, shape.kv_heads, shape.head_width)),
-      memory_(DType::kU8, {shape.layers, pages, static_cast<int64_t>(page_bytes_)}) {
+      memory_(DType::kU8, {shape.layers, pages, static_cast<int64_t>(page_bytes_)},
+              context.device()) {
   for (int layer = 0; layer < shape.layers; ++layer) {
     KvView& view = views_.emplace_back();
     view.pages = static_cast<std::byte*>(memory_.view().data) +
@@ -43,12 +45,11 @@ KvMemory::KvMemory(const Context& context, const ModelShape& shape, DType type, 
   }
 }
 
-void KvMemory::zero(std::span<const int32_t> pages) {
-  for (const KvView& view : views_) {
-    for (int32_t page : pages) {
-      std::memset(static_cast<std::byte*>(view.pages) + static_cast<size_t>(page) * page_bytes_, 0,
-                  page_bytes_);
-    }
+void KvMemory::zero(Context& context, std::span<const int32_t> pages) {
+  const Shape of_layer{pages_, static_cast<int64_t>(page_bytes_)};
+  for (int64_t layer = 0; layer < memory_.shape()[0]; ++layer) {
+    const AnyView all = memory_.view().rows(layer, 1).reshaped(of_layer);
+    for (int32_t page : pages) degu::zero(context, all.rows(page, 1));
   }
 }
 

@@ -49,7 +49,7 @@ class KvMemory {
   int32_t pages() const { return pages_; }
   DType dtype() const { return views_.front().dtype; }
   size_t bytes() const { return memory_.bytes(); }
-  void zero(std::span<const int32_t> pages);
+  void zero(Context& context, std::span<const int32_t> pages);
   // One view per layer over the sequences whose pages `table` [sequences, max_pages] lists. Valid
   // until the next call; `table` must live as long.
   std::span<const KvView> views(std::span<const int32_t> table, int64_t max_pages);

@@ -88,13 +88,13 @@ void training_forward(Context& context, ParameterSet& parameters, const Transfor
   const auto groups = static_cast<int64_t>(sequences.size());
 
   const auto lay_out = [&](Arena& arena) {
-    Activations saved = model.take(arena, count, groups, /*keep_for_backward=*/true);
+    Activations saved = model.take(arena, count, groups, Keep::kAll);
     LocalKv kv(context, arena, shape, kv_type, count, shape.layers);
     return std::pair(std::move(saved), std::move(kv));
   };
-  Arena counter = Arena::measuring();
+  Arena counter = Arena::measuring(context.device());
   lay_out(counter);
-  Arena arena(counter.used());
+  Arena arena(counter.used(), context.device());
   auto [saved, kv] = lay_out(arena);
   const Batch batch{.tokens_T = tokens,
                     .positions_T = positions,
@@ -104,20 +104,22 @@ void training_forward(Context& context, ParameterSet& parameters, const Transfor
       .units = {.offsets = offsets, .groups = 1, .slots = 1, .units = groups},
       .balance_offsets = offsets,
       .capacity_offsets = offsets};
-  kv.assign(batch.sequences);
+  kv.assign(context, batch.sequences);
   model.forward(context, batch, token_groups, {.aux_per_group = 0.01, .z_per_token = 0.001}, saved);
 
   for (size_t i = 0; i < sequences.size(); ++i) {
     Sequence& s = *sequences[i];
     s.logit_TV.resize(static_cast<size_t>(s.length() * shape.vocab));
-    const AnyView logits = View<float>(s.logit_TV.data(), {s.length(), shape.vocab});
+    const ScratchScope scope(context.scratch());
+    const AnyView logits = context.scratch().take(DType::kF32, {s.length(), shape.vocab});
     head_logits(context, saved.h_TD.rows(offsets[i], s.length()), parameters.head(),
                 model.logit_multiplier(), logits);
+    copy(context, logits, View<float>(s.logit_TV.data(), {s.length(), shape.vocab}));
     s.expert_LTK.clear();
     for (const BlockActivations& block : saved.blocks) {
       if (!block.moe.router.expert_TK) continue;
-      const View<const int32_t> chosen = block.moe.router.expert_TK.as<const int32_t>();
-      const int32_t* from = chosen.data() + offsets[i] * shape.moe.top_k;
+      const OnHost chosen(context, block.moe.router.expert_TK.rows(offsets[i], s.length()));
+      const int32_t* from = chosen.as<const int32_t>().data();
       s.expert_LTK.emplace_back(from, from + s.length() * shape.moe.top_k);
     }
   }

@@ -19,7 +19,7 @@ Workspace lay_out(Arena& arena, const ParameterSet& parameters, const Transforme
                   const PassLimits& limits) {
   const ModelShape& shape = model.shape();
   Workspace w;
-  w.activations = model.take(arena, limits.rows, /*balance_groups=*/1, /*keep_for_backward=*/false);
+  w.activations = model.take(arena, limits.rows, /*balance_groups=*/1, Keep::kNothing);
   w.wanted_R = arena.take(DType::kI32, {limits.logit_rows});
   w.h_RD = arena.take(parameters.activation(), {limits.logit_rows, shape.width});
   w.logit_RV = arena.take(DType::kF32, {limits.logit_rows, shape.vocab});
@@ -126,7 +126,7 @@ void require_servable(const ModelShape& shape) {
 
 size_t ModelRunner::workspace_bytes(const ParameterSet& parameters, const Transformer& model,
                                     const PassLimits& limits) {
-  Arena counter = Arena::measuring();
+  Arena counter = Arena::measuring(parameters.device());
   lay_out(counter, parameters, model, limits);
   return counter.used();
 }
@@ -138,7 +138,7 @@ ModelRunner::ModelRunner(Context& context, ParameterSet& parameters, const Trans
       model_(model),
       limits_(limits),
       kv_((require_servable(model.shape()), context), model.shape(), kv_type, pages),
-      arena_(workspace_bytes(parameters, model, limits)) {
+      arena_(workspace_bytes(parameters, model, limits), context.device()) {
   Workspace w = lay_out(arena_, parameters, model, limits);
   activations_ = std::move(w.activations);
   wanted_R_ = w.wanted_R;
@@ -156,7 +156,8 @@ void ModelRunner::load(const PassPlan& plan) {
   offsets_.assign(1, 0);
   first_position_.clear();
   max_pages_ = 0;
-  const View<int32_t> wanted = wanted_R_.as<int32_t>();
+  const OnHost wanted_host = OnHost::unfilled(context_, wanted_R_.rows(0, plan.logit_rows()));
+  const View<int32_t> wanted = wanted_host.as<int32_t>();
   int64_t wanted_rows = 0;
   for (const SequenceRows& s : plan.sequences) {
     for (int64_t r = s.logits_from; r < s.rows(); ++r) {
@@ -169,8 +170,9 @@ void ModelRunner::load(const PassPlan& plan) {
     offsets_.push_back(offsets_.back() + s.rows());
     first_position_.push_back(s.first_position);
     max_pages_ = std::max(max_pages_, kv_pages_for(s.first_position + s.rows()));
-    kv_.zero(s.fresh);
+    kv_.zero(context_, s.fresh);
   }
+  wanted_host.put_back();
   table_.assign(static_cast<size_t>(max_pages_) * plan.sequences.size(), -1);
   for (size_t i = 0; i < plan.sequences.size(); ++i) {
     const SequenceRows& s = plan.sequences[i];
@@ -201,10 +203,12 @@ PassOutput ModelRunner::run(const PassPlan& plan) {
     gather_rows(context_, activations_.h_TD.rows(0, batch.tokens()), wanted_R_.rows(0, wanted), h);
     head_logits(context_, h, parameters_.head(), model_.logit_multiplier(), logits);
   }
-  out.logit_RV = logits.as<float>();
+  on_host_.clear();
+  out.logit_RV = on_host_.emplace_back(context_, logits).as<float>();
   for (const BlockActivations& block : activations_.blocks) {
     if (!block.moe.router.expert_TK) continue;
-    out.expert_LTK.push_back(block.moe.router.expert_TK.rows(0, batch.tokens()));
+    const AnyView expert_TK = block.moe.router.expert_TK.rows(0, batch.tokens());
+    out.expert_LTK.push_back(on_host_.emplace_back(context_, expert_TK));
     out.exchange_seconds += block.moe.dispatch.exchange_seconds;
   }
   return out;

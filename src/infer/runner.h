@@ -14,6 +14,7 @@
 
 #include "infer/kv_cache.h"
 #include "model/transformer.h"
+#include "tensor/device.h"
 
 namespace degu {
 
@@ -86,6 +87,7 @@ class ModelRunner {
   Arena arena_;
   Activations activations_;
   AnyView wanted_R_, h_RD_, logit_RV_;
+  std::vector<OnHost> on_host_;  // what the last pass's output shows
   std::vector<int32_t> tokens_, positions_, table_;
   std::vector<int64_t> offsets_, first_position_, all_rows_;
   int64_t max_pages_ = 0;

@@ -6,6 +6,8 @@
 #include <future>
 #include <nlohmann/json.hpp>
 
+#include "tensor/device.h"
+
 namespace degu {
 namespace {
 
@@ -86,7 +88,7 @@ class TensorLoader {
 
 void store(Context& context, ParameterSet& parameters, Parameter& p, const StoredTensor& tensor) {
   if (p.value) {
-    std::memcpy(p.value.data, tensor.values.data, tensor.values.bytes());
+    copy(context, tensor.values, p.value);
   } else if (!scheme_info(tensor.scheme).quantized()) {
     parameters.load(context, p, tensor.values);
   } else {

@@ -17,12 +17,14 @@ class LocalKv {
           int layers);
 
   // Hands pages to the sequences, in order, and zeroes what they leave unused.
-  void assign(const Sequences& sequences);
+  // On an accelerator DataError when the sequences need more pages than were laid out.
+  void assign(Context& context, const Sequences& sequences);
   // One view per layer of the model.
   std::span<const KvView> views() const { return views_; }
 
  private:
   int64_t max_tokens_;
+  int64_t max_pages_;
   size_t page_bytes_;
   int layers_;
   AnyView memory_;

@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <utility>
 
 #include "base/random.h"
 #include "kernels/api/elementwise.h"
+#include "tensor/device.h"
 
 namespace degu {
 namespace {
@@ -147,7 +147,7 @@ bool quantizable(ParameterRole role) {
 ParameterSet::ParameterSet(const Context& context, const ModelShape& shape, DType activation,
                            ExpertRange experts, bool training)
     : shape_(shape), activation_(activation), experts_(experts), training_(training) {
-  make_regions();
+  make_regions(context.device());
   lay_out_packings(context, [&](const ParameterSpec& spec) {
     return spec.role == ParameterRole::kRouter ? Scheme::kFp32 : training_scheme(activation_);
   });
@@ -156,7 +156,7 @@ ParameterSet::ParameterSet(const Context& context, const ModelShape& shape, DTyp
 ParameterSet::ParameterSet(const Context& context, const ModelShape& shape, DType activation,
                            ExpertRange experts, const SchemeOf& scheme_of)
     : shape_(shape), activation_(activation), experts_(experts), serving_(true) {
-  make_regions();
+  make_regions(context.device());
   lay_out_packings(context, [&](const ParameterSpec& spec) {
     const Scheme scheme = quantizable(spec.role) ? scheme_of(spec) : Scheme::kFp32;
     const SchemeInfo& info = scheme_info(scheme);
@@ -169,9 +169,9 @@ ParameterSet::ParameterSet(const Context& context, const ModelShape& shape, DTyp
 }
 
 void ParameterSet::lay_out_packings(const Context& context, const SchemeOf& scheme_of) {
-  packings_ = Arena::measuring();
+  packings_ = Arena::measuring(context.device());
   make_packings(context, scheme_of);
-  packings_ = Arena(packings_.used());
+  packings_ = Arena(packings_.used(), context.device());
   make_packings(context, scheme_of);
 }
 
@@ -186,7 +186,7 @@ void ParameterSet::make_packings(const Context& context, const SchemeOf& scheme_
   }
 }
 
-void ParameterSet::make_regions() {
+void ParameterSet::make_regions(DeviceType device) {
   for (const ParameterSpec& spec : parameter_specs(shape_)) {
     parameters_.push_back(std::make_unique<Parameter>());
     parameters_.back()->spec = spec;
@@ -201,7 +201,7 @@ void ParameterSet::make_regions() {
                                local_shape(parameter->spec, experts_).elements());
     }
     if (region.members.empty()) continue;
-    region.values = Tensor(DType::kF32, {region.elements()});
+    region.values = Tensor(DType::kF32, {region.elements()}, device);
     for (size_t i = 0; i < region.members.size(); ++i) {
       Parameter& p = *region.members[i];
       const Shape local = local_shape(p.spec, experts_);
@@ -272,7 +272,8 @@ size_t ParameterSet::bytes() const {
 void ParameterSet::initialise(Context& context, uint64_t seed) {
   constexpr int64_t kChunk = 4096;
   for (const auto& p : parameters_) {
-    const View<float> value = p->value.as<float>();
+    const OnHost host = OnHost::unfilled(context, p->value);
+    const View<float> value = host.as<float>();
     const ParameterSpec& spec = p->spec;
     const int64_t first =
         spec.role == ParameterRole::kExperts ? experts_.begin * spec.shape[1] * spec.shape[2] : 0;
@@ -287,6 +288,7 @@ void ParameterSet::initialise(Context& context, uint64_t seed) {
                        : constant;
       }
     });
+    host.put_back();
   }
 }
 
@@ -327,8 +329,8 @@ void ParameterSet::load(Context& context, Parameter& p, const QuantizedWeight& w
   }
   check_quantized("load", weight);
   if (const QuantizedWeight& table = p.quantized_table; table.codes) {
-    std::memcpy(table.codes.data, weight.codes.data, weight.codes.bytes());
-    std::memcpy(table.scales.data, weight.scales.data, weight.scales.bytes());
+    copy(context, weight.codes, table.codes);
+    copy(context, weight.scales, table.scales);
   }
   if (is_packed(p)) p.forward = pack_weight(context, weight, p.forward.bytes);
 }

@@ -61,6 +61,7 @@ class ParameterSet {
 
   const ModelShape& shape() const { return shape_; }
   DType activation() const { return activation_; }
+  DeviceType device() const { return packings_.device(); }
   ExpertRange experts() const { return experts_; }
   std::vector<std::unique_ptr<Parameter>>& all() { return parameters_; }
   const std::vector<std::unique_ptr<Parameter>>& all() const { return parameters_; }
@@ -83,7 +84,7 @@ class ParameterSet {
  private:
   bool is_packed(const Parameter& parameter) const;
   bool has_value(const Parameter& parameter) const;
-  void make_regions();
+  void make_regions(DeviceType device);
   // Takes tables and packings from `packings_`: run once to measure, then to lay them out in one
   // block, so that small tensors do not round up to a huge page each.
   void lay_out_packings(const Context& context, const SchemeOf& scheme_of);

@@ -58,41 +58,51 @@ float Transformer::logit_multiplier() const {
 }
 
 Activations Transformer::take(Arena& arena, int64_t tokens, int64_t balance_groups,
-                              bool keep_for_backward) const {
+                              Keep keep) const {
   const DType type = parameters_.activation();
   const Shape stream{tokens, shape_.width};
-  auto take_block = [&](const Block& block) {
-    BlockActivations a;
-    a.attention = AttentionActivations::take(arena, shape_, type, tokens);
-    a.x_mid_TD = arena.take(type, stream);
-    a.inv_T = arena.take(DType::kF32, {tokens});
-    a.h_TD = arena.take(type, stream);
-    if (block.moe) a.moe = block.moe->take(arena, type, tokens, balance_groups);
-    if (block.dense) a.dense = FeedForwardActivations::take(arena, type, tokens, shape_.ffn_width);
-    return a;
-  };
   Activations saved;
+  saved.keep = keep;
   saved.x_LTD.push_back(arena.take(type, stream));
-  std::vector<AnyView> routes;  // read after the pass, so not in the memory that blocks share
-  for (size_t l = 0; l < blocks_.size() && !keep_for_backward; ++l) {
-    routes.push_back(blocks_[l].moe ? arena.take(DType::kI32, {tokens, shape_.moe.top_k})
-                                    : AnyView{});
+  for (size_t l = 0; l < blocks_.size(); ++l) {
+    saved.x_LTD.push_back(keep == Keep::kNothing ? saved.x_LTD.front() : arena.take(type, stream));
   }
-  const size_t start = arena.mark();
-  size_t end = start;
-  for (const Block& block : blocks_) {
-    if (!keep_for_backward) arena.release(start);
-    saved.blocks.push_back(take_block(block));
-    if (!keep_for_backward && block.moe) {
-      saved.blocks.back().moe.router.expert_TK = routes[saved.blocks.size() - 1];
-    }
-    saved.x_LTD.push_back(keep_for_backward ? arena.take(type, stream) : saved.x_LTD.front());
-    end = std::max(end, arena.mark());
-  }
-  arena.release(end);
+  take_blocks(arena, type, tokens, balance_groups, saved);
   saved.inv_T = arena.take(DType::kF32, {tokens});
   saved.h_TD = arena.take(type, stream);
   return saved;
+}
+
+void Transformer::take_blocks(Arena& arena, DType type, int64_t tokens, int64_t balance_groups,
+                              Activations& saved) const {
+  const bool share_blocks = shares_blocks(saved.keep);
+  std::vector<AnyView> routes;  // read after the pass, so not in the memory that blocks share
+  std::optional<ExpertActivations> experts;  // shared by the layers when they alone are
+  for (const Block& block : blocks_) {
+    if (block.moe && saved.keep == Keep::kAllButExperts && !experts) {
+      experts = block.moe->take_experts(arena, type, tokens);
+    }
+    routes.push_back(share_blocks && block.moe ? arena.take(DType::kI32, {tokens, shape_.moe.top_k})
+                                               : AnyView{});
+  }
+  const size_t start = arena.mark();
+  size_t end = start;
+  for (size_t l = 0; l < blocks_.size(); ++l) {
+    if (share_blocks) arena.release(start);
+    const Block& block = blocks_[l];
+    BlockActivations& a = saved.blocks.emplace_back();
+    a.attention = AttentionActivations::take(arena, shape_, type, tokens);
+    a.x_mid_TD = arena.take(type, {tokens, shape_.width});
+    a.inv_T = arena.take(DType::kF32, {tokens});
+    a.h_TD = arena.take(type, {tokens, shape_.width});
+    if (block.moe) {
+      a.moe = block.moe->take(arena, type, tokens, balance_groups, experts ? &*experts : nullptr);
+      if (share_blocks) a.moe.router.expert_TK = routes[l];
+    }
+    if (block.dense) a.dense = FeedForwardActivations::take(arena, type, tokens, shape_.ffn_width);
+    end = std::max(end, arena.mark());
+  }
+  arena.release(end);
 }
 
 void Transformer::forward(Context& context, const Batch& batch, const TokenGroups& groups,
@@ -127,6 +137,9 @@ void Transformer::forward_block(Context& context, size_t layer, const Batch& bat
 
 void Transformer::backward(Context& context, const Batch& batch, const TokenGroups& groups,
                            const BalanceWeights& weights, Activations& saved, AnyView dh_TD) const {
+  if (saved.keep == Keep::kNothing) {
+    throw ShapeError("a backward pass after a forward pass that kept nothing for it");
+  }
   const ScratchScope scope(context.scratch());
   const int64_t tokens = batch.tokens();
   const UnitSegments& units = groups.units;
@@ -140,8 +153,13 @@ void Transformer::backward(Context& context, const Batch& batch, const TokenGrou
   for (size_t l = blocks_.size(); l-- > 0;) {
     const Block& block = blocks_[l];
     BlockActivations& a = saved.blocks[l];
+    // The last block's activations, and the last layer's experts', are still in the shared memory.
+    if (saved.keep == Keep::kStream && l + 1 < blocks_.size()) {
+      forward_block(context, l, batch, groups, weights, saved);
+    }
     if (block.moe) {
-      block.moe->backward(context, dx, rows(a.h_TD), groups, weights, a.moe, dh);
+      const bool experts_again = saved.keep == Keep::kAllButExperts && l + 1 < blocks_.size();
+      block.moe->backward(context, dx, rows(a.h_TD), groups, weights, a.moe, dh, experts_again);
     } else {
       block.dense->backward(context, dx, rows(a.h_TD), units, a.dense.rows(tokens), AnyView{}, dh);
     }

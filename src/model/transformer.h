@@ -15,6 +15,7 @@
 #include "moe/layer.h"
 #include "nn/attention_layer.h"
 #include "nn/feed_forward.h"
+#include "nn/recompute.h"
 
 namespace degu {
 
@@ -27,10 +28,11 @@ struct BlockActivations {
   MoeActivations moe;
 };
 
-// Everything one pass over at most `tokens` tokens leaves behind. For a backward pass every block
-// has its own memory; otherwise all blocks share one, and of each only the chosen experts
-// (moe.router.expert_TK) outlast the next.
+// Everything one pass over at most `tokens` tokens leaves behind. What is not kept lies in memory
+// that all blocks share; of each block the chosen experts (moe.router.expert_TK) always outlast the
+// next.
 struct Activations {
+  Keep keep = Keep::kAll;
   std::vector<AnyView> x_LTD;  // the residual stream before each block, and after the last
   std::vector<BlockActivations> blocks;
   AnyView inv_T;  // of the last norm
@@ -47,8 +49,7 @@ class Transformer {
   // muP's factor on the logits.
   float logit_multiplier() const;
 
-  Activations take(Arena& arena, int64_t tokens, int64_t balance_groups,
-                   bool keep_for_backward) const;
+  Activations take(Arena& arena, int64_t tokens, int64_t balance_groups, Keep keep) const;
 
   // Leaves h_TD in `saved`. Collective over the expert group. Without `groups.units` being more
   // than one unit the pass is the same; groups matter to the balancing losses, capacity and
@@ -59,11 +60,15 @@ class Transformer {
   void forward_block(Context& context, size_t layer, const Batch& batch, const TokenGroups& groups,
                      const BalanceWeights& weights, Activations& saved) const;
 
-  // From dh_TD (overwritten) to the gradient of every weight but the head's.
+  // From dh_TD (overwritten) to the gradient of every weight but the head's. Computes again what
+  // the pass did not keep. ShapeError after a pass that kept nothing.
   void backward(Context& context, const Batch& batch, const TokenGroups& groups,
                 const BalanceWeights& weights, Activations& saved, AnyView dh_TD) const;
 
  private:
+  void take_blocks(Arena& arena, DType type, int64_t tokens, int64_t balance_groups,
+                   Activations& saved) const;
+
   struct Block {
     AttentionLayer attention;
     Parameter* ffn_norm;

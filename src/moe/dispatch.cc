@@ -5,6 +5,7 @@
 
 #include "base/timer.h"
 #include "kernels/api/permute.h"
+#include "tensor/device.h"
 
 namespace degu {
 namespace {
@@ -58,10 +59,15 @@ DispatchState Dispatch::take(Arena& arena, int64_t tokens) const {
 
 // counts_EU[e, u]: rows of expert e that come from tokens of unit u. Rows of one expert are in
 // token order.
-void Dispatch::count_units(AnyView token_R, const UnitSegments& units, const DispatchState& state,
+void Dispatch::count_units(Context& context, const UnitSegments& units, const DispatchState& state,
                            std::vector<int64_t>& counts_EU) const {
   counts_EU.assign(at(experts_ * state.units), 0);
-  const View<const int32_t> token = token_R.as<int32_t>();
+  if (state.units == 1) {
+    std::adjacent_difference(state.offsets_E.begin() + 1, state.offsets_E.end(), counts_EU.begin());
+    return;
+  }
+  const OnHost tokens(context, state.token_R.rows(0, state.sent_rows));
+  const View<const int32_t> token = tokens.as<int32_t>();
   for (int64_t e = 0; e < experts_; ++e) {
     int64_t u = 0;
     for (int64_t r = state.offsets_E[at(e)]; r < state.offsets_E[at(e + 1)]; ++r) {
@@ -82,7 +88,7 @@ void Dispatch::plan(Context& context, AnyView expert_TK, int64_t capacity,
   state.slots = slots();
 
   std::vector<int64_t> sent_EU;
-  count_units(state.token_R, units, state, sent_EU);
+  count_units(context, units, state, sent_EU);
   const int64_t per_rank = experts_here() * state.units;
   std::vector<int64_t> counts_PeU(sent_EU.size());
   if (ranks_ == 1) {
@@ -102,18 +108,24 @@ void Dispatch::plan(Context& context, AnyView expert_TK, int64_t capacity,
     state.recv_rows[at(p)] = total(counts_PeU);
   }
   state.rows = std::accumulate(state.recv_rows.begin(), state.recv_rows.end(), int64_t{0});
-  order_received(counts_PeU, state);
+  order_received(context, counts_PeU, state);
 }
 
 // From counts by (source, expert, unit) to offsets by (expert, source, unit), and the permutation
 // between the order of arrival and the order of the experts.
-void Dispatch::order_received(const std::vector<int64_t>& counts_PeU, DispatchState& state) const {
+void Dispatch::order_received(Context& context, const std::vector<int64_t>& counts_PeU,
+                              DispatchState& state) const {
   const int64_t here = experts_here();
   const int64_t units = state.units;
   std::vector<int64_t> arrival(counts_PeU.size() + 1, 0);
   std::partial_sum(counts_PeU.begin(), counts_PeU.end(), arrival.begin() + 1);
 
   state.unit_offsets.clear();
+  const bool moved = ranks_ > 1;
+  const OnHost orders =
+      OnHost::unfilled(context, moved ? state.order_R.rows(0, state.rows) : AnyView{});
+  const OnHost places =
+      OnHost::unfilled(context, moved ? state.place_R.rows(0, state.rows) : AnyView{});
   int64_t row = 0;
   for (int64_t e = 0; e < here; ++e) {
     state.expert_offsets[at(e)] = row;
@@ -121,9 +133,9 @@ void Dispatch::order_received(const std::vector<int64_t>& counts_PeU, DispatchSt
       for (int64_t u = 0; u < units; ++u) {
         const int64_t from = (p * here + e) * units + u;
         if (unit_slots_ || (p == 0 && u == 0)) state.unit_offsets.push_back(row);
-        if (ranks_ > 1) {
-          const View<int32_t> order = state.order_R.as<int32_t>();
-          const View<int32_t> place = state.place_R.as<int32_t>();
+        if (moved) {
+          const View<int32_t> order = orders.as<int32_t>();
+          const View<int32_t> place = places.as<int32_t>();
           for (int64_t i = 0; i < counts_PeU[at(from)]; ++i) {
             order[row + i] = static_cast<int32_t>(arrival[at(from)] + i);
             place[arrival[at(from)] + i] = static_cast<int32_t>(row + i);
@@ -135,6 +147,9 @@ void Dispatch::order_received(const std::vector<int64_t>& counts_PeU, DispatchSt
   }
   state.expert_offsets[at(here)] = row;
   state.unit_offsets.push_back(row);
+  if (!moved) return;
+  orders.put_back();
+  places.put_back();
 }
 
 void Dispatch::to_experts(Context& context, AnyView sent_RD, const DispatchState& state,

@@ -72,9 +72,10 @@ class Dispatch {
                  AnyView sent_RD) const;
 
  private:
-  void count_units(AnyView token_R, const UnitSegments& units, const DispatchState& state,
+  void count_units(Context& context, const UnitSegments& units, const DispatchState& state,
                    std::vector<int64_t>& counts_EU) const;
-  void order_received(const std::vector<int64_t>& counts_PeU, DispatchState& state) const;
+  void order_received(Context& context, const std::vector<int64_t>& counts_PeU,
+                      DispatchState& state) const;
 
   Communicator* group_;
   int ranks_;

@@ -24,18 +24,23 @@ MoeLayer::MoeLayer(const ModelShape& shape, const MoeParameters& parameters,
   if (shape.moe.shared_experts > 0) shared_.emplace(parameters.shared);
 }
 
-MoeActivations MoeLayer::take(Arena& arena, DType type, int64_t tokens, int64_t groups) const {
+ExpertActivations MoeLayer::take_experts(Arena& arena, DType type, int64_t tokens) const {
   const MoeShape& moe = shape_.moe;
-  const int64_t routed = tokens * moe.top_k;
   const int64_t received = dispatch_.most_rows(tokens);
+  return {.x_RD = arena.take(type, {received, shape_.width}),
+          .gate_RF = arena.take(type, {received, moe.expert_width}),
+          .up_RF = arena.take(type, {received, moe.expert_width}),
+          .act_RF = arena.take(type, {received, moe.expert_width}),
+          .y_RD = arena.take(type, {tokens * moe.top_k, shape_.width})};
+}
+
+MoeActivations MoeLayer::take(Arena& arena, DType type, int64_t tokens, int64_t groups,
+                              const ExpertActivations* experts) const {
+  const MoeShape& moe = shape_.moe;
   MoeActivations a;
   a.router = RouterActivations::take(arena, moe, tokens);
   a.dispatch = dispatch_.take(arena, tokens);
-  a.x_RD = arena.take(type, {received, shape_.width});
-  a.gate_RF = arena.take(type, {received, moe.expert_width});
-  a.up_RF = arena.take(type, {received, moe.expert_width});
-  a.act_RF = arena.take(type, {received, moe.expert_width});
-  a.y_RD = arena.take(type, {routed, shape_.width});
+  a.experts = experts != nullptr ? *experts : take_experts(arena, type, tokens);
   a.dscore_GE = arena.take(DType::kF32, {groups, moe.experts});
   if (shared_) {
     a.shared = FeedForwardActivations::take(arena, type, tokens,
@@ -78,15 +83,14 @@ SharedInput MoeLayer::expert_input(Context& context, AnyView h_TD,
     route(h.scales, x.scales);
     return {.plain = {}, .quantized = x};
   }
-  route(h_TD, saved.x_RD);
-  return share_input(context, saved.x_RD.rows(0, state.rows), {p_.gate, p_.up});
+  route(h_TD, saved.experts.x_RD);
+  return share_input(context, saved.experts.x_RD.rows(0, state.rows), {p_.gate, p_.up});
 }
 
 void MoeLayer::forward(Context& context, AnyView h_TD, AnyView add_TD, const Batch& batch,
                        const TokenGroups& groups, const BalanceWeights& weights,
                        MoeActivations& saved, AnyView y_TD) const {
-  Arena& scratch = context.scratch();
-  const ScratchScope scope(scratch);
+  const ScratchScope scope(context.scratch());
   const int64_t tokens = batch.tokens();
   const RouterActivations routed = saved.router.rows(tokens);
   DispatchState& state = saved.dispatch;
@@ -101,52 +105,60 @@ void MoeLayer::forward(Context& context, AnyView h_TD, AnyView add_TD, const Bat
                  state);
   saved.balance.dropped = state.dropped;
 
-  const RowGroups rows = state.groups();
-  {
-    const ScratchScope input_scope(scratch);
-    const SharedInput x = expert_input(context, h_TD, saved);
-    expert_linear(context, x, *p_.gate, rows, saved.gate_RF);
-    expert_linear(context, x, *p_.up, rows, saved.up_RF);
-  }
-  swiglu(context, saved.gate_RF, saved.up_RF, saved.act_RF, state.rows);
-  const AnyView y_expert =
-      routes_locally() ? saved.y_RD : scratch.take(h_TD.dtype, saved.x_RD.shape);
-  expert_linear(context, saved.act_RF, *p_.down, rows, y_expert);
-  dispatch_.to_tokens(context, y_expert, state, saved.y_RD);
-
+  run_experts(context, h_TD, saved);
   if (shared_) {
     shared_->forward(context, h_TD, add_TD, saved.shared.rows(tokens), y_TD);
     add_TD = y_TD;
   }
-  combine(context, saved.y_RD, state.row_TK.rows(0, tokens), routed.gate_TK, add_TD, y_TD);
+  combine(context, saved.experts.y_RD, state.row_TK.rows(0, tokens), routed.gate_TK, add_TD, y_TD);
+}
+
+void MoeLayer::run_experts(Context& context, AnyView h_TD, const MoeActivations& saved) const {
+  Arena& scratch = context.scratch();
+  const ScratchScope scope(scratch);
+  const DispatchState& state = saved.dispatch;
+  const ExpertActivations& a = saved.experts;
+  const RowGroups rows = state.groups();
+  {
+    const ScratchScope input_scope(scratch);
+    const SharedInput x = expert_input(context, h_TD, saved);
+    expert_linear(context, x, *p_.gate, rows, a.gate_RF);
+    expert_linear(context, x, *p_.up, rows, a.up_RF);
+  }
+  swiglu(context, a.gate_RF, a.up_RF, a.act_RF, state.rows);
+  const AnyView y_expert = routes_locally() ? a.y_RD : scratch.take(h_TD.dtype, a.x_RD.shape);
+  expert_linear(context, a.act_RF, *p_.down, rows, y_expert);
+  dispatch_.to_tokens(context, y_expert, state, a.y_RD);
 }
 
 void MoeLayer::backward(Context& context, AnyView dy_TD, AnyView h_TD, const TokenGroups& groups,
-                        const BalanceWeights& weights, const MoeActivations& saved,
-                        AnyView dh_TD) const {
+                        const BalanceWeights& weights, const MoeActivations& saved, AnyView dh_TD,
+                        bool experts_again) const {
   Arena& scratch = context.scratch();
   const ScratchScope scope(scratch);
   const DType type = dy_TD.dtype;
   const int64_t tokens = h_TD.dim(0);
   const DispatchState& state = saved.dispatch;
+  const ExpertActivations& a = saved.experts;
+  if (experts_again) run_experts(context, h_TD, saved);
   const AnyView row_TK = state.row_TK.rows(0, tokens);
   const RouterActivations routed = saved.router.rows(tokens);
   const RowGroups rows = state.groups();
   const UnitSegments segments = state.segments();
 
   const AnyView dgate_TK = scratch.take(DType::kF32, routed.gate_TK.shape);
-  const AnyView dsent = scratch.take(type, saved.y_RD.shape);
-  const AnyView dexpert = routes_locally() ? dsent : scratch.take(type, saved.x_RD.shape);
-  combine_backward(context, dy_TD, saved.y_RD, row_TK, routed.gate_TK, dsent, dgate_TK);
+  const AnyView dsent = scratch.take(type, a.y_RD.shape);
+  const AnyView dexpert = routes_locally() ? dsent : scratch.take(type, a.x_RD.shape);
+  combine_backward(context, dy_TD, a.y_RD, row_TK, routed.gate_TK, dsent, dgate_TK);
   dispatch_.to_experts(context, dsent, state, dexpert);
 
-  const AnyView dact = scratch.take(type, saved.act_RF.shape);
-  const AnyView dgate = scratch.take(type, saved.act_RF.shape);
-  expert_linear_backward(context, dexpert, saved.act_RF, rows, segments, *p_.down, dact);
+  const AnyView dact = scratch.take(type, a.act_RF.shape);
+  const AnyView dgate = scratch.take(type, a.act_RF.shape);
+  expert_linear_backward(context, dexpert, a.act_RF, rows, segments, *p_.down, dact);
   // The gradient of `up` takes the place of dact's; that of x takes dexpert's.
-  swiglu_backward(context, dact, saved.gate_RF, saved.up_RF, dgate, dact, state.rows);
-  expert_linear_backward(context, dact, saved.x_RD, rows, segments, *p_.up, dexpert);
-  expert_linear_backward(context, dgate, saved.x_RD, rows, segments, *p_.gate, dexpert,
+  swiglu_backward(context, dact, a.gate_RF, a.up_RF, dgate, dact, state.rows);
+  expert_linear_backward(context, dact, a.x_RD, rows, segments, *p_.up, dexpert);
+  expert_linear_backward(context, dgate, a.x_RD, rows, segments, *p_.gate, dexpert,
                          {.add_RF = dexpert});
   dispatch_.to_tokens(context, dexpert, state, dsent);
   combine(context, dsent, row_TK, AnyView{}, AnyView{}, dh_TD);

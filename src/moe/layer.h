@@ -20,16 +20,21 @@ struct MoeParameters {
   FeedForwardParameters shared;  // null without shared experts
 };
 
+// What the rows of routed experts leave: the most of a layer's memory.
+struct ExpertActivations {
+  AnyView x_RD;                    // expert side: inputs of this rank's experts
+  AnyView gate_RF, up_RF, act_RF;  // expert side
+  AnyView y_RD;                    // token side: what came back, sorted by expert
+};
+
 struct MoeActivations {
   RouterActivations router;
   // int32 [T, K], set by the caller before a pass: tokens whose entry is not -1 take these experts,
   // best first, instead of the router's own choice (train/replay.h). Null: none do.
   AnyView replay_TK;
   DispatchState dispatch;
-  AnyView x_RD;                    // expert side: inputs of this rank's experts
-  AnyView gate_RF, up_RF, act_RF;  // expert side
-  AnyView y_RD;                    // token side: what came back, sorted by expert
-  AnyView dscore_GE;               // gradient of the auxiliary loss, made in the forward pass
+  ExpertActivations experts;
+  AnyView dscore_GE;  // gradient of the auxiliary loss, made in the forward pass
   FeedForwardActivations shared;
   BalanceRecord balance;
 };
@@ -40,18 +45,25 @@ class MoeLayer {
            bool unit_slots);
 
   // `tokens`: the most in one pass. `groups`: the most balance groups in one pass.
-  MoeActivations take(Arena& arena, DType type, int64_t tokens, int64_t groups) const;
+  // `experts`: memory that layers share; without it the layer has its own.
+  MoeActivations take(Arena& arena, DType type, int64_t tokens, int64_t groups,
+                      const ExpertActivations* experts = nullptr) const;
+  ExpertActivations take_experts(Arena& arena, DType type, int64_t tokens) const;
   const Router& router() const { return *router_; }
 
   // y may be add. Collective over the expert-parallel group.
   void forward(Context& context, AnyView h_TD, AnyView add_TD, const Batch& batch,
                const TokenGroups& groups, const BalanceWeights& weights, MoeActivations& saved,
                AnyView y_TD) const;
-  // dh_TD: gradient of h; overwritten.
+  // dh_TD: gradient of h; overwritten. `experts_again`: saved.experts holds another layer's by now
+  // and is made once more.
   void backward(Context& context, AnyView dy_TD, AnyView h_TD, const TokenGroups& groups,
-                const BalanceWeights& weights, const MoeActivations& saved, AnyView dh_TD) const;
+                const BalanceWeights& weights, const MoeActivations& saved, AnyView dh_TD,
+                bool experts_again = false) const;
 
  private:
+  // From the residual rows to saved.experts, by the routes in saved.dispatch.
+  void run_experts(Context& context, AnyView h_TD, const MoeActivations& saved) const;
   int64_t capacity(const TokenGroups& groups) const;
   // The rows of h_TD that this rank's experts read, in the form that their products want.
   SharedInput expert_input(Context& context, AnyView h_TD, const MoeActivations& saved) const;

@@ -11,11 +11,11 @@ AnyView part(AnyView flat, FlatRange range, int64_t origin) {
 
 }  // namespace
 
-ShardedAdamW::ShardedAdamW(FlatLayout layout, int rank)
+ShardedAdamW::ShardedAdamW(FlatLayout layout, int rank, DeviceType device)
     : layout_(std::move(layout)),
       rank_(rank),
-      m_(DType::kF32, {range().elements()}),
-      v_(DType::kF32, {range().elements()}) {}
+      m_(DType::kF32, {range().elements()}, device),
+      v_(DType::kF32, {range().elements()}, device) {}
 
 void ShardedAdamW::square_sums(Context& context, AnyView grad_shard,
                                std::span<double> all_blocks) const {

@@ -13,7 +13,7 @@ namespace degu {
 
 class ShardedAdamW {
  public:
-  ShardedAdamW(FlatLayout layout, int rank);
+  ShardedAdamW(FlatLayout layout, int rank, DeviceType device);
 
   const FlatLayout& layout() const { return layout_; }
   FlatRange range() const { return layout_.shard(rank_); }

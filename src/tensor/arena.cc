@@ -24,12 +24,13 @@ Arena::Arena(size_t reserve_bytes, DeviceType device)
     : capacity_(round_up(std::max<size_t>(reserve_bytes, 1),
                          device == DeviceType::kCpu ? kHugePage : kDeviceAlignment)),
       device_(device) {
-  if (device != DeviceType::kCpu) {
+  if (device == DeviceType::kCuda) {
     base_ = static_cast<std::byte*>(allocate_device(device, capacity_));
     return;
   }
-  void* memory = mmap(nullptr, capacity_, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  const int access = device == DeviceType::kPlan ? PROT_NONE : PROT_READ | PROT_WRITE;
+  void* memory =
+      mmap(nullptr, capacity_, access, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) {
     throw ShapeError("cannot reserve {} MiB of address space for activations; use a smaller batch",
                      capacity_ >> 20);
@@ -61,8 +62,8 @@ Arena& Arena::operator=(Arena&& other) noexcept {
 
 Arena::~Arena() {
   if (base_ == nullptr) return;
-  device_ == DeviceType::kCpu ? static_cast<void>(munmap(base_, capacity_))
-                              : free_device(device_, base_);
+  device_ == DeviceType::kCuda ? free_device(device_, base_)
+                               : static_cast<void>(munmap(base_, capacity_));
 }
 
 void* Arena::take_bytes(size_t bytes) {

@@ -131,7 +131,7 @@ struct Context::Pool {
 
 Context::Context(const ContextOptions& options)
     : device_(options.device),
-      state_(device_ == DeviceType::kCpu ? nullptr : open_device(device_, options.ordinal)),
+      state_(device_ == DeviceType::kCuda ? open_device(device_, options.ordinal) : nullptr),
       isa_(options.isa),
       threads_(options.threads > 0 ? options.threads : physical_cores()),
       scratch_(options.scratch_bytes, device_) {

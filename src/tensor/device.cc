@@ -36,4 +36,32 @@ void copy(Context& context, AnyView from, AnyView to) {
   }
 }
 
+void zero(Context& context, AnyView view) {
+  if (view.bytes() == 0) return;
+  if (view.device == DeviceType::kCpu) {
+    std::memset(view.data, 0, view.bytes());
+  } else {
+    context.device_state()->zero(view.data, view.bytes());
+  }
+}
+
+OnHost::OnHost(Context& context, AnyView view, Unfilled)
+    : context_(context), there_(view), host_(view) {
+  if (view.device == DeviceType::kCpu || !view) return;
+  memory_ = std::make_unique_for_overwrite<std::byte[]>(view.bytes());
+  host_ = {memory_.get(), view.dtype, view.shape};
+}
+
+OnHost::OnHost(Context& context, AnyView view) : OnHost(context, view, Unfilled{}) {
+  if (memory_) copy(context_, there_, host_);
+}
+
+OnHost OnHost::unfilled(Context& context, AnyView view) {
+  return OnHost(context, view, Unfilled{});
+}
+
+void OnHost::put_back() const {
+  if (memory_) copy(context_, host_, there_);
+}
+
 }  // namespace degu

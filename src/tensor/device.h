@@ -55,5 +55,34 @@ void free_device(DeviceType device, void* memory) noexcept;
 // when the host only gives (what it gives is staged) or takes no part; when it receives, the host
 // waits. ShapeError when the views do not fit.
 void copy(Context& context, AnyView from, AnyView to);
+// Every byte of `view` zero, in stream order on an accelerator.
+void zero(Context& context, AnyView view);
+
+// The numbers of a view where the host can read and write them: the view itself on the CPU, a copy
+// elsewhere. The context outlives it.
+class OnHost {
+ public:
+  // Filled from `view`; on an accelerator the host waits for it.
+  OnHost(Context& context, AnyView view);
+  // For a caller who writes every number: filled with nothing on an accelerator.
+  static OnHost unfilled(Context& context, AnyView view);
+
+  const AnyView& view() const { return host_; }
+  operator AnyView() const { return host_; }  // NOLINT: used wherever a view is
+  template <class T>
+  View<T> as() const {
+    return host_.as<T>();
+  }
+  // Back to where they came from, in stream order; nothing on the CPU.
+  void put_back() const;
+
+ private:
+  struct Unfilled {};
+  OnHost(Context& context, AnyView view, Unfilled);
+
+  Context& context_;
+  AnyView there_, host_;
+  std::unique_ptr<std::byte[]> memory_;
+};
 
 }  // namespace degu

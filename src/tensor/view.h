@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <string>
+#include <string_view>
 #include <type_traits>
 
 #include "base/error.h"
@@ -13,7 +14,12 @@
 
 namespace degu {
 
-enum class DeviceType : uint8_t { kCpu, kCuda };
+// kPlan: an accelerator that need not be there; what is laid out on it is address space that nobody
+// may touch, to learn sizes. Only the first two are names that a user may give.
+enum class DeviceType : uint8_t { kCpu, kCuda, kPlan };
+constexpr auto enum_names(DeviceType) {
+  return std::array<std::string_view, 2>{"cpu", "cuda"};
+}
 
 // Up to four dimensions, outermost first.
 class Shape {

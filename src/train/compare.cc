@@ -60,12 +60,15 @@ TokenSums compare_rows(const float* a, const float* b, int64_t vocab, int32_t ta
 std::vector<char> rerouted(Pass& a, Pass& b, int64_t tokens) {
   std::vector<char> changed(static_cast<size_t>(tokens), 0);
   for (size_t l = 0; l < a.activations().blocks.size(); ++l) {
-    const AnyView first = a.activations().blocks[l].moe.router.expert_TK;
-    const AnyView second = b.activations().blocks[l].moe.router.expert_TK;
-    if (!first) continue;
-    const int64_t top_k = first.dim(1);
-    const auto chosen = [&](const AnyView& view, int64_t t) {
-      const int32_t* row = static_cast<const int32_t*>(view.data) + t * top_k;
+    const auto table = [l](Pass& pass) {
+      return pass.activations().blocks[l].moe.router.expert_TK;
+    };
+    if (!table(a)) continue;
+    const int64_t top_k = table(a).dim(1);
+    const OnHost first(a.context(), table(a).rows(0, tokens));
+    const OnHost second(b.context(), table(b).rows(0, tokens));
+    const auto chosen = [&](const OnHost& experts_TK, int64_t t) {
+      const int32_t* row = experts_TK.as<const int32_t>().row(t);
       std::vector<int32_t> experts(row, row + top_k);
       std::sort(experts.begin(), experts.end());
       return experts;
@@ -116,10 +119,12 @@ class Comparer {
       const AnyView out = context_.scratch().take(DType::kF32, {count, vocab});
       head_logits(context_, pass.h_TD().rows(begin, count), of.parameters.head(),
                   of.model.logit_multiplier(), out);
-      return static_cast<const float*>(out.data);
+      return OnHost(context_, out);
     };
-    const float* a = logits(model_, pass_);
-    const float* b = logits(reference_, reference_pass_);
+    const OnHost own = logits(model_, pass_);
+    const OnHost others = logits(reference_, reference_pass_);
+    const float* a = own.as<const float>().data();
+    const float* b = others.as<const float>().data();
     context_.parallel_for(count, [&](int64_t r, int) {
       const auto t = static_cast<size_t>(begin + r);
       if (batch.targets_T[t] < 0) return;

@@ -63,7 +63,8 @@ DocumentLosses document_losses(Context& context, const ComparedModel& model, con
     pass.forward(context, {});
     head_loss(context, pass.h_TD(), model.parameters.head(), model.model.logit_multiplier(),
               pass.targets(), pass.loss_T());
-    const View<const float> loss = pass.loss_T().as<const float>();
+    const OnHost on_host = pass.host_loss_T();
+    const View<const float> loss = on_host.as<const float>();
     for (size_t d = 0; d + 1 < batch.document_offsets.size(); ++d) {
       DocumentLoss sums;
       for (int64_t t = batch.document_offsets[d]; t < batch.document_offsets[d + 1]; ++t) {

@@ -42,7 +42,7 @@ GradientProbe probe_gradients(const RunConfig& original, CheckpointReader& check
 
   ParameterSet parameters(context, config.model, activation_type(config.train.precision),
                           {0, config.model.moe.experts}, /*training=*/true);
-  load_values(checkpoint, parameters);
+  load_values(context, checkpoint, parameters);
   parameters.pack(context);
   const Transformer model(parameters, nullptr, /*unit_slots=*/false);
   Pass pass(context, model, plan, plan.micro_sequences, /*training=*/true);
@@ -98,8 +98,7 @@ GradientProbe probe_gradients(const RunConfig& original, CheckpointReader& check
       const Parameter& p = *region.members[i];
       if (p.spec.role == ParameterRole::kState) continue;
       Tensor gradient(DType::kF32, p.spec.shape);
-      const AnyView from = flat.rows(region.offsets[i], p.spec.shape.elements());
-      cast(context, from.reshaped(p.spec.shape), gradient);
+      copy(context, flat.rows(region.offsets[i], p.spec.shape.elements()), gradient);
       probe.gradients.emplace_back(p.spec.name, std::move(gradient));
     }
   }

@@ -20,9 +20,9 @@ GradientRegion::GradientRegion(Context& context, const Region& region, int64_t s
     : context_(context), region_(region), slots_(slots), leaves_(leaves), tree_(tree) {
   const int levels = tree ? levels_for(leaves) : 1;
   for (int level = 0; level < levels; ++level) {
-    levels_.emplace_back(DType::kF32, Shape{slots * region.elements()});
+    levels_.emplace_back(DType::kF32, Shape{slots * region.elements()}, context.device());
   }
-  if (slots > 1) joined_ = Tensor(DType::kF32, {region.elements()});
+  if (slots > 1) joined_ = Tensor(DType::kF32, {region.elements()}, context.device());
 }
 
 size_t GradientRegion::bytes() const {

@@ -47,13 +47,20 @@ double compute_seconds(const RunConfig& config, const ClusterSpec& cluster,
   const double busiest = config.cluster.expert_parallel > 1 ? a.imbalance : 1.0;
   const double peak = config.train.precision == Precision::kBf16 ? cluster.device.bf16_flops
                                                                  : cluster.device.fp32_flops;
-  return 3 * tokens * (rest + busiest * experts) / (peak * a.utilisation);
+  // The backward pass is two forward passes' work, and makes again what was not kept.
+  const Recompute again = config.train.recompute;
+  const double rest_passes = again == Recompute::kBlock ? 4 : 3;
+  const double expert_passes = again == Recompute::kNone ? 3 : 4;
+  return tokens * (rest_passes * rest + expert_passes * busiest * experts) / (peak * a.utilisation);
 }
 
 }  // namespace
 
 TrainingMemory training_memory(const RunConfig& config, const Layout& layout) {
-  Context context({.threads = 1, .scratch_bytes = size_t{1} << 20});
+  const bool host = config.cluster.device == DeviceType::kCpu;
+  Context context({.threads = 1,
+                   .scratch_bytes = size_t{1} << 20,
+                   .device = host ? DeviceType::kCpu : DeviceType::kPlan});
   const StepPlan plan = plan_steps(config, layout);
   const auto group = make_sizing_communicator(layout.ep_rank(), layout.expert_parallel());
   ParameterSet parameters(context, config.model, activation_type(config.train.precision),
@@ -94,7 +101,8 @@ StepSeconds step_seconds(const RunConfig& config, const ClusterSpec& cluster,
   if (ep > 1) {
     const double rows = static_cast<double>(plan.micro_tokens()) * shape.moe.top_k * (ep - 1) / ep;
     const double bytes = rows * shape.width * value_bytes(config) * a.imbalance;
-    s.exchange = 4.0 * static_cast<double>(plan.micro_batches) * moe_layers *
+    const double exchanges = config.train.recompute == Recompute::kNone ? 4 : 6;
+    s.exchange = exchanges * static_cast<double>(plan.micro_batches) * moe_layers *
                  exchange_seconds(cluster, ep, nodes_of(cluster, ep, 1), bytes);
   }
   const Parameters p = count_parameters(shape);

@@ -16,20 +16,22 @@ void group_offsets(const SequenceBatch& data, int64_t sequences, std::vector<int
 
 Pass::Pass(Context& context, const Transformer& model, const StepPlan& plan, int64_t sequences,
            bool training)
-    : model_(model), plan_(plan), training_(training) {
+    : context_(context), model_(model), plan_(plan), training_(training) {
   const int64_t tokens = sequences * plan.sequence_length;
   const int64_t groups = (sequences + plan.balance_sequences - 1) / plan.balance_sequences;
-  Arena counter = Arena::measuring();
-  layout(counter, context, model, tokens, groups, training, nullptr);
-  arena_ = Arena(counter.used());
-  layout(arena_, context, model, tokens, groups, training, this);
+  Arena counter = Arena::measuring(context.device());
+  layout(counter, context, model, plan, tokens, groups, training, nullptr);
+  arena_ = Arena(counter.used(), context.device());
+  layout(arena_, context, model, plan, tokens, groups, training, this);
 }
 
-void Pass::layout(Arena& arena, Context& context, const Transformer& model, int64_t tokens,
-                  int64_t groups, bool training, Pass* pass) {
-  Activations activations = model.take(arena, tokens, groups, training);
+void Pass::layout(Arena& arena, Context& context, const Transformer& model, const StepPlan& plan,
+                  int64_t tokens, int64_t groups, bool training, Pass* pass) {
+  const Keep keep = training ? kept_with(plan.recompute) : Keep::kNothing;
+  Activations activations = model.take(arena, tokens, groups, keep);
   const DType type = activations.h_TD.dtype;
-  LocalKv kv(context, arena, model.shape(), type, tokens, training ? model.shape().layers : 1);
+  LocalKv kv(context, arena, model.shape(), type, tokens,
+             shares_blocks(keep) ? 1 : model.shape().layers);
   const AnyView loss = arena.take(DType::kF32, {tokens});
   const AnyView dh = training ? arena.take(type, {tokens, model.shape().width}) : AnyView{};
   if (pass == nullptr) return;
@@ -57,7 +59,7 @@ void Pass::load(const SequenceBatch& data) {
              .balance_offsets = balance_offsets_,
              .capacity_offsets = capacity_offsets_};
   targets_T_ = data.targets_T;
-  kv_->assign(batch_.sequences);
+  kv_->assign(context_, batch_.sequences);
 }
 
 void Pass::forward(Context& context, const BalanceWeights& weights) {
@@ -69,7 +71,8 @@ void Pass::backward(Context& context, const BalanceWeights& weights, AnyView dh_
 }
 
 void Pass::sequence_losses(std::span<double> out) const {
-  const View<const float> loss = loss_T().as<float>();
+  const OnHost on_host = host_loss_T();
+  const View<const float> loss = on_host.as<float>();
   for (size_t s = 0; s < out.size(); ++s) {
     double sum = 0;
     for (int64_t i = 0; i < plan_.sequence_length; ++i) {

@@ -7,6 +7,7 @@
 
 #include "data/reader.h"
 #include "model/transformer.h"
+#include "tensor/device.h"
 #include "train/step_plan.h"
 
 namespace degu {
@@ -24,20 +25,23 @@ class Pass {
   void forward(Context& context, const BalanceWeights& weights);
   void backward(Context& context, const BalanceWeights& weights, AnyView dh_TD);
 
+  Context& context() const { return context_; }
   const TokenGroups& groups() const { return groups_; }
   Activations& activations() { return activations_; }
   AnyView h_TD() const { return activations_.h_TD.rows(0, batch_.tokens()); }
   AnyView loss_T() const { return loss_T_.rows(0, batch_.tokens()); }
   AnyView dh_TD() const { return dh_TD_.rows(0, batch_.tokens()); }
   std::span<const int32_t> targets() const { return targets_T_; }
+  OnHost host_loss_T() const { return {context_, loss_T()}; }
   // Sum of the losses of each packed sequence, in token order and double precision.
   void sequence_losses(std::span<double> out) const;
   size_t reserved_bytes() const { return arena_.capacity(); }
 
  private:
-  static void layout(Arena& arena, Context& context, const Transformer& model, int64_t tokens,
-                     int64_t groups, bool training, Pass* pass);
+  static void layout(Arena& arena, Context& context, const Transformer& model, const StepPlan& plan,
+                     int64_t tokens, int64_t groups, bool training, Pass* pass);
 
+  Context& context_;
   const Transformer& model_;
   StepPlan plan_;
   bool training_;

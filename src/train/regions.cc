@@ -59,8 +59,8 @@ TrainedRegions make_regions(Context& context, const RunConfig& config, const Ste
     const int shards = experts ? layout.edp_size() : layout.ranks();
     FlatLayout flat = flat_layout(region, parameters.experts(), shards);
     result.blocks += flat.all_blocks();
-    state.adamw = std::make_unique<ShardedAdamW>(std::move(flat),
-                                                 experts ? layout.edp_rank() : layout.rank());
+    state.adamw = std::make_unique<ShardedAdamW>(
+        std::move(flat), experts ? layout.edp_rank() : layout.rank(), context.device());
     result.all.push_back(std::move(state));
   }
   return result;

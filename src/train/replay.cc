@@ -45,7 +45,8 @@ double loss_of(Context& context, const ComparedModel& model, Pass& pass) {
   pass.forward(context, {});
   head_loss(context, pass.h_TD(), model.parameters.head(), model.model.logit_multiplier(),
             pass.targets(), pass.loss_T());
-  const View<const float> loss = pass.loss_T().as<const float>();
+  const OnHost on_host = pass.host_loss_T();
+  const View<const float> loss = on_host.as<const float>();
   double sum = 0;
   for (int64_t t = 0; t < loss.elements(); ++t) {
     if (pass.targets()[static_cast<size_t>(t)] >= 0) sum += double{loss[t]};
@@ -59,10 +60,10 @@ void count_rerouted(Pass& pass, const RecordedRoutes& routes, int64_t top_k, Rep
   std::vector<char> changed(routes.tokens_T.size(), 0);
   const int32_t* recorded = routes.experts_LTK.data();
   for (const BlockActivations& block : pass.activations().blocks) {
-    const AnyView chosen = block.moe.router.expert_TK;
-    if (!chosen) continue;
+    if (!block.moe.router.expert_TK) continue;
+    const OnHost chosen(pass.context(), block.moe.router.expert_TK.rows(0, tokens));
     for (int64_t t = 0; t < tokens; ++t) {
-      const int32_t* now = static_cast<const int32_t*>(chosen.data) + t * top_k;
+      const int32_t* now = chosen.as<const int32_t>().row(t);
       const int32_t* then = recorded + t * top_k;
       if (!std::is_permutation(now, now + top_k, then)) changed[static_cast<size_t>(t)] = 1;
     }

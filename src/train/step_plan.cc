@@ -142,6 +142,7 @@ StepPlan plan_steps(const RunConfig& config, const Layout& layout) {
         "two; choose counts that are, or set train.reproducible: false",
         plan.units, layout.ranks(), plan.micro_batches);
   }
+  plan.recompute = t.recompute;
   plan.steps = run_steps(config, plan.tokens_per_step());
   plan.schedule = make_schedule(t.optimizer, plan.steps);
   return plan;

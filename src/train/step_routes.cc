@@ -7,6 +7,7 @@
 #include <fstream>
 
 #include "base/error.h"
+#include "tensor/device.h"
 
 namespace degu {
 namespace {
@@ -41,7 +42,8 @@ void StepRoutes::begin() {
   std::fill(rows_.begin(), rows_.end(), 0);
 }
 
-void StepRoutes::record(int64_t first, const SequenceBatch& batch, const Activations& activations) {
+void StepRoutes::record(Context& context, int64_t first, const SequenceBatch& batch,
+                        const Activations& activations) {
   int32_t* const rows = rows_.data() + first * length_ * row_width();
   for (int64_t t = 0; t < batch.tokens(); ++t) {
     rows[t * row_width()] = 1 + batch.tokens_T[static_cast<size_t>(t)];
@@ -49,9 +51,9 @@ void StepRoutes::record(int64_t first, const SequenceBatch& batch, const Activat
   int64_t column = 1;
   for (const BlockActivations& block : activations.blocks) {
     if (!block.moe.router.expert_TK) continue;
-    const View<const int32_t> chosen = block.moe.router.expert_TK.as<const int32_t>();
+    const OnHost chosen(context, block.moe.router.expert_TK.rows(0, batch.tokens()));
     for (int64_t t = 0; t < batch.tokens(); ++t) {
-      std::copy_n(chosen.data() + t * top_k_, top_k_, rows + t * row_width() + column);
+      std::copy_n(chosen.as<const int32_t>().row(t), top_k_, rows + t * row_width() + column);
     }
     column += top_k_;
   }

@@ -22,7 +22,8 @@ class StepRoutes {
 
   void begin();
   // After the forward pass over `batch`, whose first sequence is number `first` of the step's.
-  void record(int64_t first, const SequenceBatch& batch, const Activations& activations);
+  void record(Context& context, int64_t first, const SequenceBatch& batch,
+              const Activations& activations);
   // What the ranks recorded, on all of them. Collective.
   void share(Context& context, Communicator& world);
   // As lines of a file of routes.

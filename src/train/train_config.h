@@ -5,8 +5,9 @@
 
 #include "config/fields.h"
 #include "data/data_config.h"
+#include "nn/recompute.h"
 #include "shape/model_shape.h"
-#include "tensor/dtype.h"
+#include "tensor/view.h"
 
 namespace degu {
 
@@ -88,6 +89,7 @@ struct TrainConfig {
   int64_t tokens = 0;                 // exactly one of tokens, steps, flops
   int64_t steps = 0;
   double flops = 0;
+  Recompute recompute = Recompute::kNone;
   bool reproducible = true;
   int64_t seed = 1;
   OptimizerConfig optimizer;
@@ -111,6 +113,8 @@ struct TrainConfig {
     f("tokens", tokens, "length of the run in training tokens (one of tokens, steps, flops)");
     f("steps", steps, "length of the run in optimizer steps");
     f("flops", flops, "length of the run in training FLOPs, by shape/accounting.h");
+    f("recompute", recompute,
+      "what the backward pass computes again instead of keeping it: none, experts or block");
     f("reproducible", reproducible, "the same bits on every layout of ranks");
     f("seed", seed, "initial weights (data.seed orders the data)");
     f("optimizer", optimizer, "AdamW and its schedule");
@@ -131,10 +135,12 @@ struct TrainConfig {
 };
 
 struct ClusterConfig {
+  DeviceType device = DeviceType::kCpu;
   int expert_parallel = 1;
   int threads = 0;
 
   void fields(Fields& f) {
+    f("device", device, "what computes: cpu, or cuda (a GPU per rank; docs/cuda.md)");
     f("expert_parallel", expert_parallel,
       "ranks over which the experts are spread; divides the ranks");
     f("threads", threads, "threads per rank; 0: the node's cores divided by its ranks");

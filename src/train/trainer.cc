@@ -107,7 +107,8 @@ void Trainer::run_micro_batch(int64_t micro, int64_t counted, StepSums& sums) {
   if (replay_) replay(pass_.activations(), &replay_->routes()[at(micro)]);
   pass_.forward(context_, weights);
   if (routes_) {
-    routes_->record(first_sequence(micro), micro_batches_[at(micro)], pass_.activations());
+    routes_->record(context_, first_sequence(micro), micro_batches_[at(micro)],
+                    pass_.activations());
   }
   head_loss_backward(context_, pass_.h_TD(), parameters_.head(), model_.logit_multiplier(),
                      pass_.targets(), 1.0f / static_cast<float>(counted), pass_.groups().units,
@@ -193,7 +194,9 @@ void Trainer::update_biases(StepSums& sums) {
   for (int64_t layer = 0, moe = 0; layer < config_.model.layers; ++layer) {
     if (!config_.model.is_moe_layer(static_cast<int>(layer))) continue;
     Parameter& bias = parameters_.get("blocks." + std::to_string(layer) + ".moe.router_bias");
-    update_bias(sums.load(moe++), rate, bias.value.as<float>());
+    const OnHost bias_E(context_, bias.value);
+    update_bias(sums.load(moe++), rate, bias_E.as<float>());
+    bias_E.put_back();
   }
 }
 

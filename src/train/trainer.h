@@ -122,6 +122,6 @@ class Trainer {
 
 // Fills the values of `parameters` from a checkpoint, this rank's experts only. DataError as
 // Trainer::load.
-void load_values(CheckpointReader& reader, ParameterSet& parameters);
+void load_values(Context& context, CheckpointReader& reader, ParameterSet& parameters);
 
 }  // namespace degu

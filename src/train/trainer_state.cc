@@ -4,6 +4,7 @@
 #include <iterator>
 
 #include "model/load.h"
+#include "tensor/device.h"
 #include "train/trainer.h"
 
 namespace degu {
@@ -17,7 +18,7 @@ std::string model_name(const Parameter& p) {
 
 }  // namespace
 
-void load_values(CheckpointReader& reader, ParameterSet& parameters) {
+void load_values(Context& context, CheckpointReader& reader, ParameterSet& parameters) {
   if (const auto quantization = quantization_of(reader)) {
     throw DataError(
         "{}: is quantized ({}) and cannot be trained; use the checkpoint it was made of",
@@ -32,11 +33,13 @@ void load_values(CheckpointReader& reader, ParameterSet& parameters) {
           "checkpoint was trained with",
           reader.folder(), name, info.shape.str(), p->spec.shape.str());
     }
+    const OnHost value = OnHost::unfilled(context, p->value);
     if (p->spec.role == ParameterRole::kExperts) {
-      reader.read(name, {parameters.experts().begin, 0, 0}, p->value);
+      reader.read(name, {parameters.experts().begin, 0, 0}, value);
     } else {
-      reader.read(name, p->value);
+      reader.read(name, value);
     }
+    value.put_back();
   }
 }
 
@@ -71,22 +74,25 @@ void Trainer::save(CheckpointWriter& writer) {
       const Parameter& p = *state.region->members[i];
       // Whole values are written by one of the ranks that hold them, in turn.
       if (static_cast<int>(i) % state.group->size() != state.group->rank()) continue;
+      const OnHost value(context_, p.value);
       if (experts) {
-        writer.add(model_name(p), p.spec.shape, {parameters_.experts().begin, 0, 0}, p.value);
+        writer.add(model_name(p), p.spec.shape, {parameters_.experts().begin, 0, 0}, value);
       } else {
-        writer.add(model_name(p), p.value);
+        writer.add(model_name(p), value);
       }
     }
   }
   each_moment_run([&](const std::string& name, Shape whole, int64_t begin, AnyView part) {
-    writer.add_range(name, whole, begin, part);
+    writer.add_range(name, whole, begin, OnHost(context_, part));
   });
 }
 
 void Trainer::load(CheckpointReader& reader, const Counters& counters) {
-  load_values(reader, parameters_);
+  load_values(context_, reader, parameters_);
   each_moment_run([&](const std::string& name, Shape, int64_t begin, AnyView part) {
-    reader.read_range(name, begin, part);
+    const OnHost values = OnHost::unfilled(context_, part);
+    reader.read_range(name, begin, values);
+    values.put_back();
   });
   next_step_ = counters.next_step;
   bad_steps_ = counters.bad_steps;
@@ -94,7 +100,7 @@ void Trainer::load(CheckpointReader& reader, const Counters& counters) {
 }
 
 void Trainer::load_weights(CheckpointReader& reader) {
-  load_values(reader, parameters_);
+  load_values(context_, reader, parameters_);
   parameters_.pack(context_);
 }
 

@@ -55,9 +55,8 @@ inline void write_checkpoint(const std::string& folder, const ModelShape& shape)
 }
 
 // fp32 logits of a batch.
-inline Tensor logits(Context& context, const std::string& folder, const TinyBatch& data,
-                     bool keep_for_backward, Communicator* group = nullptr,
-                     DType type = DType::kBF16) {
+inline Tensor logits(Context& context, const std::string& folder, const TinyBatch& data, Keep keep,
+                     Communicator* group = nullptr, DType type = DType::kBF16) {
   CheckpointReader reader(folder);
   const ModelShape shape = checkpoint_shape(reader);
   const int64_t here = shape.moe.experts / (group == nullptr ? 1 : group->size());
@@ -66,10 +65,10 @@ inline Tensor logits(Context& context, const std::string& folder, const TinyBatc
   const Transformer model(*parameters, group, false);
   Arena arena(size_t{64} << 20);
   const auto tokens = static_cast<int64_t>(data.tokens.size());
-  Activations saved = model.take(arena, tokens, 4, keep_for_backward);
+  Activations saved = model.take(arena, tokens, 4, keep);
   LocalKv kv(context, arena, shape, type, tokens, shape.layers);
   const Batch batch = data.view(kv.views());
-  kv.assign(batch.sequences);
+  kv.assign(context, batch.sequences);
   model.forward(context, batch, data.groups(), {}, saved);
   Tensor out(DType::kF32, {tokens, shape.vocab});
   head_logits(context, saved.h_TD.rows(0, tokens), parameters->head(), model.logit_multiplier(),

@@ -117,8 +117,8 @@ TEST_CASE("folding leaves the model the function it was", "[quantize]") {
   CHECK(changed > 20);  // nearly every matrix and norm
 
   const TinyBatch batch({13, 1, 20}, {3}, 67);
-  const Tensor expected = logits(context, before, batch, false, nullptr, DType::kF32);
-  const Tensor got = logits(context, after, batch, false, nullptr, DType::kF32);
+  const Tensor expected = logits(context, before, batch, Keep::kNothing, nullptr, DType::kF32);
+  const Tensor got = logits(context, after, batch, Keep::kNothing, nullptr, DType::kF32);
   double largest = 0;
   for (int64_t i = 0; i < expected.shape().elements(); ++i) {
     largest = std::max(largest, std::fabs(element(expected, i)));
@@ -177,8 +177,8 @@ TEST_CASE("calibrated methods: the same bits on any number of ranks, every exper
       // tokens elsewhere. Unrelated logits would differ by 1.4 of their size.
       Context context(options());
       const TinyBatch batch({13, 1, 20}, {3}, 67);
-      const Tensor expected = logits(context, master, batch, false);
-      const Tensor got = logits(context, out, batch, false);
+      const Tensor expected = logits(context, master, batch, Keep::kNothing);
+      const Tensor got = logits(context, out, batch, Keep::kNothing);
       double size = 0, difference = 0;
       for (int64_t i = 0; i < expected.shape().elements(); ++i) {
         size += std::pow(element(expected, i), 2);

@@ -44,7 +44,7 @@ TEST_CASE("every scheme serves a checkpoint, close to bf16 by its number of bits
     write_checkpoint(master, odd_shape(tied));
     Context context(options());
     const TinyBatch batch({13, 1, 20}, {3}, 67);
-    const Tensor expected = logits(context, master, batch, false);
+    const Tensor expected = logits(context, master, batch, Keep::kNothing);
     double largest = 0;
     for (int64_t i = 0; i < expected.shape().elements(); ++i) {
       largest = std::max(largest, std::fabs(element(expected, i)));
@@ -53,7 +53,7 @@ TEST_CASE("every scheme serves a checkpoint, close to bf16 by its number of bits
       INFO(info.name << (tied ? " tied" : " untied"));
       const std::string out = folder.path() + "/" + std::string(info.name);
       quantize(master, out, with_scheme(info.scheme));
-      const Tensor got = logits(context, out, batch, false);
+      const Tensor got = logits(context, out, batch, Keep::kNothing);
       const double worst = worst_difference(got, expected);
       if (info.scheme == Scheme::kBf16) {
         check_same_bits("logits", got, expected);
@@ -78,24 +78,25 @@ TEST_CASE("logits are the same bits on any path", "[quantize]") {
     const std::string out = folder.path() + "/" + std::string(info.name);
     quantize(master, out, with_scheme(info.scheme));
     Context context(options());
-    const Tensor expected = logits(context, out, together, false);
-    check_same_bits("the training forward", logits(context, out, together, true), expected);
+    const Tensor expected = logits(context, out, together, Keep::kNothing);
+    check_same_bits("the training forward", logits(context, out, together, Keep::kAll), expected);
     for (int threads : {1, 3}) {
       Context other(options(threads));
-      check_same_bits("another thread count", logits(other, out, together, false), expected);
+      check_same_bits("another thread count", logits(other, out, together, Keep::kNothing),
+                      expected);
     }
     int64_t first = 0;
     for (int64_t length : lengths) {
       TinyBatch alone({length}, {1}, 67);
       std::copy_n(together.tokens.begin() + first, length, alone.tokens.begin());
-      check_same_bits("a sequence alone", logits(context, out, alone, false),
+      check_same_bits("a sequence alone", logits(context, out, alone, Keep::kNothing),
                       expected.view().rows(first, length));
       first += length;
     }
     for (int ranks : {2, 4}) {
       run_as_threads(ranks, [&](Communicator& world) {
         Context own(options(1));
-        const Tensor got = logits(own, out, together, false, &world);
+        const Tensor got = logits(own, out, together, Keep::kNothing, &world);
         if (first_difference(got, expected) >= 0) throw DataError("ranks differ in {}", info.name);
       });
     }
@@ -115,7 +116,7 @@ TEST_CASE("integer schemes agree between instruction sets up to bf16 activations
   std::optional<Tensor> first;
   for (Isa isa : supported_isas()) {
     Context context(test_options(isa, 2));
-    Tensor got = logits(context, out, batch, false);
+    Tensor got = logits(context, out, batch, Keep::kNothing);
     if (!first) {
       first = std::move(got);
     } else {
@@ -169,9 +170,9 @@ TEST_CASE("the policy keeps what it names and the audit counts bits", "[quantize
   quantize(master, out, mixed);
   Context context(options());
   const TinyBatch batch({11, 6}, {2}, 67);
-  const Tensor expected = logits(context, out, batch, false);
+  const Tensor expected = logits(context, out, batch, Keep::kNothing);
   Context one(options(1));
-  check_same_bits("mixed schemes", logits(one, out, batch, true), expected);
+  check_same_bits("mixed schemes", logits(one, out, batch, Keep::kAll), expected);
 }
 
 TEST_CASE("groups that fill the width take 8.5 and 4.5 bits", "[quantize]") {

@@ -50,7 +50,7 @@ class Harness {
         gradients_(parameters_) {
     parameters_.initialise(context_, 1);
     const auto tokens = static_cast<int64_t>(batch_.tokens.size());
-    saved_ = model_.take(arena_, tokens, 2, true);
+    saved_ = model_.take(arena_, tokens, 2, Keep::kAll);
     kv_.emplace(context_, arena_, shape, DType::kF32, tokens, shape.layers);
     loss_ = Tensor(DType::kF32, {tokens});
     dh_ = Tensor(DType::kF32, {tokens, shape.width});
@@ -59,7 +59,7 @@ class Harness {
   double loss(bool with_gradient) {
     parameters_.pack(context_);
     const Batch batch = batch_.view(kv_->views());
-    kv_->assign(batch.sequences);
+    kv_->assign(context_, batch.sequences);
     model_.forward(context_, batch, batch_.groups(), weights_, saved_);
     if (with_gradient) {
       gradients_.restart();
@@ -167,10 +167,10 @@ TEST_CASE("a token's output does not depend on the rest of the batch") {
   auto outputs = [&](const TinyBatch& batch) {
     Arena arena(size_t{64} << 20);
     const auto tokens = static_cast<int64_t>(batch.tokens.size());
-    Activations saved = model.take(arena, tokens, 1, false);
+    Activations saved = model.take(arena, tokens, 1, Keep::kNothing);
     LocalKv kv(context, arena, shape, DType::kBF16, tokens, 1);
     const Batch view = batch.view(kv.views());
-    kv.assign(view.sequences);
+    kv.assign(context, view.sequences);
     model.forward(context, view, batch.groups(), {}, saved);
     const View<bf16> h = saved.h_TD.as<bf16>();
     return std::vector<bf16>(h.data(), h.data() + tokens * shape.width);
@@ -200,7 +200,7 @@ TEST_CASE("the accounting knows what a token leaves behind for the backward pass
     const Transformer model(parameters, nullptr, false);
     Arena arena = Arena::measuring();
     constexpr int64_t kTokens = 4096;
-    model.take(arena, kTokens, 1, true);
+    model.take(arena, kTokens, 1, Keep::kAll);
     INFO(c.name);
     CHECK(static_cast<double>(arena.used()) / kTokens ==
           Approx(activation_bytes_per_token(shape, 4)).epsilon(0.02));

@@ -25,10 +25,10 @@ inline RunResult run(RunConfig config, const RankLayout& layout, RunOptions opti
   options.live = false;
   options.peak_flops = 1e9;
   RunResult result;
-  run_as_threads(layout.ranks, [&](Communicator& world) {
-    Context context({.threads = layout.threads, .scratch_bytes = size_t{1} << 30});
-    const RunResult own = run_training(config, options, dataset, world, context);
-    if (world.rank() == 0) result = own;
+  run_as_threads(layout.ranks, [&](Communicator& ranks) {
+    RankOnDevice own(ranks, layout);
+    const RunResult of_rank = run_training(config, options, dataset, own.world, own.context);
+    if (ranks.rank() == 0) result = of_rank;
   });
   return result;
 }

@@ -64,12 +64,35 @@ TEST_CASE("planned memory is what the trainer of the layout reserves", "[layout]
   }
 }
 
+TEST_CASE("what is computed again takes no memory", "[layout]") {
+  RunConfig config = resolved(tiny_run());
+  config.model.layers = 6;
+  config.data.sequence_length = 1024;  // memory is counted in huge pages
+  const auto activations = [&](Recompute recompute) {
+    config.train.recompute = recompute;
+    return training_memory(config, Layout(0, 1, 1)).activations;
+  };
+  const double all = activations(Recompute::kNone);
+  const double without_experts = activations(Recompute::kExperts);
+  const double streams = activations(Recompute::kBlock);
+  // Five of six layers' expert rows: inputs, answers, and three of the experts' width, in bf16.
+  const ModelShape& s = config.model;
+  const double rows = 16.0 * 1024 * s.moe.top_k;
+  const double saved = 5 * rows * 2 * (2.0 * s.width + 3.0 * s.moe.expert_width);
+  CHECK(all - without_experts == Approx(saved).epsilon(0.05));
+  CHECK(streams < all / 3);
+}
+
 TEST_CASE("one rank computes and updates, and exchanges nothing", "[layout]") {
   const RunConfig config = resolved(tiny_run());
   const StepSeconds s = step_seconds(config, cluster(1, 1), {.utilisation = 0.5, .imbalance = 3});
   CHECK(s.exchange == 0);
   CHECK(s.reduction == 0);
   CHECK(s.compute == Approx(training_flops(config.model, 32, 16 * 32) / (0.5 * 4e12)));
+  RunConfig again = config;
+  again.train.recompute = Recompute::kBlock;
+  CHECK(step_seconds(again, cluster(1, 1), {.utilisation = 0.5, .imbalance = 3}).compute ==
+        Approx(s.compute * 4 / 3));
   const double n = static_cast<double>(count_parameters(config.model).total());
   CHECK(s.update == Approx((28 + 4 + 2 * 2) * n / 1e11));
 }

@@ -79,6 +79,21 @@ TEST_CASE("every layout of ranks trains to the same bits") {
   }
 }
 
+TEST_CASE("what is computed again is what was computed before") {
+  for (const Variant& variant : variants()) {
+    INFO(variant.name);
+    const Trained reference = train(variant.config, {.ranks = 1});
+    for (Recompute recompute : {Recompute::kExperts, Recompute::kBlock}) {
+      RunConfig config = variant.config;
+      config.train.recompute = recompute;
+      for (const RankLayout& layout : {RankLayout{.ranks = 1, .micro_sequences = 4},
+                                       RankLayout{.ranks = 2, .expert_parallel = 2}}) {
+        CHECK(train(config, layout) == reference);
+      }
+    }
+  }
+}
+
 TEST_CASE("without `reproducible` one step agrees within rounding") {
   RunConfig config = tiny_run(Precision::kFp32);
   const Trained exact = train(config, {.ranks = 1}, 1);

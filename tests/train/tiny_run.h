@@ -11,8 +11,10 @@
 #include <vector>
 
 #include "base/random.h"
+#include "comm/staged_comm.h"
 #include "comm/thread_comm.h"
 #include "data/prepare.h"
+#include "tensor/device.h"
 #include "train/run.h"
 
 namespace degu::testing {
@@ -85,6 +87,21 @@ struct RankLayout {
   int expert_parallel = 1;
   int64_t micro_sequences = 0;
   int threads = 1;
+  DeviceType device = DeviceType::kCpu;  // an accelerator is shared by all ranks
+};
+
+// One rank's context, and the communicator for tensors on its device.
+struct RankOnDevice {
+  RankOnDevice(Communicator& ranks, const RankLayout& layout)
+      : context({.threads = layout.threads,
+                 .scratch_bytes = size_t{1} << (layout.device == DeviceType::kCpu ? 30 : 27),
+                 .device = layout.device}),
+        staged(layout.device == DeviceType::kCpu ? nullptr : make_staged_communicator(ranks)),
+        world(staged ? *staged : ranks) {}
+
+  Context context;
+  std::unique_ptr<Communicator> staged;
+  Communicator& world;
 };
 
 inline Trained train(RunConfig config, const RankLayout& layout, int64_t steps = 0) {
@@ -94,9 +111,10 @@ inline Trained train(RunConfig config, const RankLayout& layout, int64_t steps =
   config = resolve_config(config, dataset);
   Trained trained;
   std::mutex mutex;
-  run_as_threads(layout.ranks, [&](Communicator& world) {
-    Context context({.threads = layout.threads, .scratch_bytes = size_t{1} << 30});
-    Trainer trainer(config, dataset, world, context);
+  run_as_threads(layout.ranks, [&](Communicator& ranks) {
+    RankOnDevice own(ranks, layout);
+    Communicator& world = own.world;
+    Trainer trainer(config, dataset, world, own.context);
     const int64_t last = steps > 0 ? steps : trainer.plan().steps;
     for (int64_t s = 0; s < last; ++s) {
       const StepResult r = trainer.step();
@@ -116,8 +134,9 @@ inline Trained train(RunConfig config, const RankLayout& layout, int64_t steps =
           p->spec.role == ParameterRole::kExperts
               ? trainer.parameters().experts().begin * p->spec.shape[1] * p->spec.shape[2]
               : 0;
-      const View<float> own = p->value.as<float>();
-      std::copy(own.data(), own.data() + own.elements(), all.begin() + first);
+      const OnHost on_host(own.context, p->value);
+      const View<float> value = on_host.as<float>();
+      std::copy(value.data(), value.data() + value.elements(), all.begin() + first);
     }
   });
   return trained;

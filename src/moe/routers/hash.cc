@@ -4,6 +4,7 @@
 
 #include "base/random.h"
 #include "kernels/api/elementwise.h"
+#include "tensor/device.h"
 
 namespace degu {
 
@@ -29,12 +30,15 @@ HashRouter::HashRouter(const ModelShape& shape)
 
 void HashRouter::route(Context& context, AnyView, std::span<const int32_t> tokens_T,
                        const RouterActivations& saved) const {
-  const View<int32_t> expert_TK = saved.expert_TK.as<int32_t>();
-  const View<float> gate_TK = saved.gate_TK.as<float>();
-  const View<float> score_TE = saved.score_TE.as<float>();
+  const OnHost experts = OnHost::unfilled(context, saved.expert_TK);
+  const OnHost gates = OnHost::unfilled(context, saved.gate_TK);
+  const OnHost scores = OnHost::unfilled(context, saved.score_TE);
+  const View<int32_t> expert_TK = experts.as<int32_t>();
+  const View<float> gate_TK = gates.as<float>();
+  const View<float> score_TE = scores.as<float>();
   fill_zero(context, saved.logit_TE);
-  fill_zero(context, saved.score_TE);
   fill_zero(context, saved.lse_T);
+  std::fill_n(score_TE.data(), score_TE.elements(), 0.0f);
   for (size_t t = 0; t < tokens_T.size(); ++t) {
     for (int64_t k = 0; k < top_k_; ++k) {
       const auto row = static_cast<int64_t>(t);
@@ -44,16 +48,19 @@ void HashRouter::route(Context& context, AnyView, std::span<const int32_t> token
       score_TE(row, e) = 1.0f / static_cast<float>(top_k_);
     }
   }
+  for (const OnHost* filled : {&experts, &gates, &scores}) filled->put_back();
 }
 
-void HashRouter::replay(Context&, AnyView replay_TK, const RouterActivations& saved) const {
+void HashRouter::replay(Context& context, AnyView replay_TK, const RouterActivations& saved) const {
   // A token's experts follow from the token alone, so its gates stay.
   const View<const int32_t> recorded = replay_TK.as<const int32_t>();
-  const View<int32_t> expert_TK = saved.expert_TK.as<int32_t>();
+  const OnHost experts(context, saved.expert_TK);
+  const View<int32_t> expert_TK = experts.as<int32_t>();
   for (int64_t t = 0; t < recorded.dim(0); ++t) {
     if (recorded(t, 0) < 0) continue;
     for (int64_t k = 0; k < top_k_; ++k) expert_TK(t, k) = recorded(t, k);
   }
+  experts.put_back();
 }
 
 std::unique_ptr<Router> make_hash_router(const ModelShape& shape, const RouterParameters&) {

@@ -1,6 +1,7 @@
 #include "moe/routers/topk.h"
 
 #include "kernels/api/elementwise.h"
+#include "tensor/device.h"
 
 namespace degu {
 namespace {
@@ -36,9 +37,11 @@ void TopKRouter::route(Context& context, AnyView h_TD, std::span<const int32_t>,
 
 void TopKRouter::replay(Context& context, AnyView replay_TK, const RouterActivations& saved) const {
   const View<const int32_t> recorded = replay_TK.as<const int32_t>();
-  const View<const float> score_TE = saved.score_TE.as<const float>();
-  const View<int32_t> expert_TK = saved.expert_TK.as<int32_t>();
-  const View<float> gate_TK = saved.gate_TK.as<float>();
+  const OnHost scores(context, saved.score_TE), experts(context, saved.expert_TK);
+  const OnHost gates(context, saved.gate_TK);
+  const View<const float> score_TE = scores.as<const float>();
+  const View<int32_t> expert_TK = experts.as<int32_t>();
+  const View<float> gate_TK = gates.as<float>();
   context.parallel_for(recorded.dim(0), [&](int64_t t, int) {
     if (recorded(t, 0) < 0) return;
     // As router_topk: summed in the order of the slots.
@@ -53,6 +56,8 @@ void TopKRouter::replay(Context& context, AnyView replay_TK, const RouterActivat
           (options_.renormalize ? gate_TK(t, k) / sum : gate_TK(t, k)) * options_.gate_scale;
     }
   });
+  experts.put_back();
+  gates.put_back();
 }
 
 void TopKRouter::backward(Context& context, AnyView h_TD, const RouterActivations& saved,

@@ -1,0 +1,28 @@
+// Collectives on GPU memory by NCCL: one rank per GPU, all work in the order of the context's
+// stream. Nothing here waits for the device; a call is complete for whatever follows on that
+// stream.
+//
+// Sums in tree order are made of an exchange and a sum of our own in that order (comm/tree.h),
+// since NCCL's own order depends on its algorithm; Order::kAny in fp32 is NCCL's. What NCCL does
+// not carry as the contract wants it (sums of integers and fp64, kMax, kMin) goes by way of the
+// host.
+//
+// A collective that fails, or that a rank never enters, ends the process with one line that names
+// it, the rank and the size, after DEGU_NCCL_TIMEOUT seconds (600).
+#pragma once
+
+#include <memory>
+
+#include "comm/communicator.h"
+
+namespace degu {
+
+// Whether this build has NCCL.
+bool nccl_built();
+
+// `control` carries NCCL's id, views on the host, and all small host data; it outlives the
+// communicator. Collective. DeviceError without NCCL in the build, CommError when NCCL cannot
+// start.
+std::unique_ptr<Communicator> make_nccl_communicator(Communicator& control, Context& context);
+
+}  // namespace degu

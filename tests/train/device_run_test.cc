@@ -1,0 +1,72 @@
+// Whole training runs on a GPU: near the CPU's, the same bits however ranks share the work, and
+// checkpoints that go on on the other device.
+#include <catch2/catch.hpp>
+
+#include "tests/support/device_testing.h"
+#include "tests/train/folder_run.h"
+
+namespace degu {
+namespace {
+
+using testing::RankLayout;
+using testing::tiny_run;
+using testing::train;
+using testing::Trained;
+
+constexpr DeviceType kGpu = DeviceType::kCuda;
+
+// A run's losses differ by rounding alone at first, and drift apart as steps follow steps.
+void check_near(const std::vector<double>& gpu, const std::vector<double>& cpu, double rounding) {
+  REQUIRE(gpu.size() == cpu.size());
+  for (size_t i = 0; i < gpu.size(); ++i) {
+    INFO("number " << i);
+    CHECK(gpu[i] == Approx(cpu[i]).epsilon(rounding).margin(rounding));
+  }
+}
+
+TEST_CASE("a run on the GPU follows the one on the CPU", "[device]") {
+  if (!testing::has_gpu()) return;
+  for (bool tied : {true, false}) {
+    RunConfig config = tiny_run(Precision::kFp32);
+    config.model.tied_head = tied;
+    check_near(train(config, {.device = kGpu}).numbers, train(config, {}).numbers, 2e-3);
+    config.train.precision = Precision::kBf16;
+    check_near(train(config, {.device = kGpu}).numbers, train(config, {}).numbers, 5e-2);
+  }
+}
+
+TEST_CASE("layouts and recomputation leave no trace on the GPU either", "[device]") {
+  if (!testing::has_gpu()) return;
+  RunConfig config = tiny_run();
+  const Trained reference = train(config, {.device = kGpu});
+  CHECK(train(config, {.device = kGpu}) == reference);  // no run differs from the next
+  for (const RankLayout& layout :
+       {RankLayout{.ranks = 1, .micro_sequences = 4, .device = kGpu},
+        RankLayout{.ranks = 2, .expert_parallel = 1, .device = kGpu},
+        RankLayout{.ranks = 2, .expert_parallel = 2, .device = kGpu},
+        RankLayout{.ranks = 4, .expert_parallel = 2, .micro_sequences = 2, .device = kGpu}}) {
+    INFO(layout.ranks << " ranks, expert_parallel " << layout.expert_parallel);
+    CHECK(train(config, layout) == reference);
+  }
+  for (Recompute recompute : {Recompute::kExperts, Recompute::kBlock}) {
+    config.train.recompute = recompute;
+    CHECK(train(config, {.device = kGpu}) == reference);
+  }
+}
+
+TEST_CASE("a checkpoint goes on where the other device left it", "[device]") {
+  if (!testing::has_gpu()) return;
+  const RunConfig config = tiny_run(Precision::kFp32);
+  const auto whole = testing::fresh_folder();
+  testing::run(config, {}, {.folder = whole});
+  for (DeviceType first : {DeviceType::kCpu, kGpu}) {
+    const auto folder = testing::fresh_folder();
+    testing::run(config, {.device = first}, {.folder = folder, .stop_after = 10});
+    const DeviceType second = first == kGpu ? DeviceType::kCpu : kGpu;
+    testing::run(config, {.device = second}, {.folder = folder, .resume = true});
+    check_near(testing::losses(folder), testing::losses(whole), 2e-3);
+  }
+}
+
+}  // namespace
+}  // namespace degu
