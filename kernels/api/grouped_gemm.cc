@@ -1,7 +1,8 @@
 #include "kernels/api/grouped_gemm.h"
 
-#include "kernels/cpu/grouped_gemm.h"
+#include "kernels/api/check.h"
 #include "kernels/dispatch.h"
+#include "kernels/tables/grouped_gemm.h"
 #include "tensor/trace.h"
 
 namespace degu {
@@ -22,8 +23,9 @@ void check_offsets(const char* op, std::span<const int64_t> offsets, int64_t row
   }
 }
 
-void check_matrix(const char* op, const char* name, const AnyView& view, int64_t columns) {
-  if (view.device != DeviceType::kCpu) throw ShapeError("{}: {} is not in host memory", op, name);
+void check_matrix(const Context& context, const char* op, const char* name, const AnyView& view,
+                  int64_t columns) {
+  check::on_device(context, op, name, view);
   if (view.shape.rank() != 2 || view.dim(1) != columns) {
     throw ShapeError("{}: {} has shape {}, needs [rows, {}]", op, name, view.shape.str(), columns);
   }
@@ -48,16 +50,16 @@ void grouped_gemm(Context& context, const Activation& x_RD, const PackedWeight& 
                      x_RD.scales ? "with" : "without", info.name, dtype_name(info.activation));
   }
   if (info.integer_activations()) {
-    check_matrix(kOp, "x's codes", x, scale_groups(w.inner) * kScaleGroup);
-    check_matrix(kOp, "x's scales", x_RD.scales, scale_groups(w.inner));
+    check_matrix(context, kOp, "x's codes", x, scale_groups(w.inner) * kScaleGroup);
+    check_matrix(context, kOp, "x's scales", x_RD.scales, scale_groups(w.inner));
     if (x_RD.scales.dtype != DType::kF32 || x_RD.scales.dim(0) != x.dim(0)) {
       throw ShapeError("{}: x's scales are {} {}, need fp32 with {} rows", kOp,
                        dtype_name(x_RD.scales.dtype), x_RD.scales.shape.str(), x.dim(0));
     }
   } else {
-    check_matrix(kOp, "x", x, w.inner);
+    check_matrix(context, kOp, "x", x, w.inner);
   }
-  check_matrix(kOp, "y", y_RF, w.outputs);
+  check_matrix(context, kOp, "y", y_RF, w.outputs);
   check_float(kOp, "y", y_RF);
   check_offsets(kOp, groups.offsets, x.dim(0));
   if (groups.groups() != w.experts) {
@@ -66,19 +68,22 @@ void grouped_gemm(Context& context, const Activation& x_RD, const PackedWeight& 
   if (y_RF.dim(0) < groups.rows()) {
     throw ShapeError("{}: y has {} rows, needs {}", kOp, y_RF.dim(0), groups.rows());
   }
+  if (w.device != context.device()) {
+    throw ShapeError("{}: w was packed on another device than the context's; pack it there", kOp);
+  }
   if (w.isa != context.isa()) {
     throw ShapeError("{}: w was packed for {}, the context runs {}; pack it again", kOp,
                      isa_name(w.isa), isa_name(context.isa()));
   }
   if (const AnyView& add = epilogue.add_RF) {
-    check_matrix(kOp, "epilogue.add", add, w.outputs);
+    check_matrix(context, kOp, "epilogue.add", add, w.outputs);
     if (add.dtype != y_RF.dtype || add.dim(0) < groups.rows()) {
       throw ShapeError("{}: epilogue.add is {} {}, needs {} with {} rows", kOp,
                        dtype_name(add.dtype), add.shape.str(), dtype_name(y_RF.dtype),
                        groups.rows());
     }
   }
-  kernels_for<cpu::GroupedGemmKernels>(context, "grouped_gemm")
+  kernels_for<GroupedGemmKernels>(context, "grouped_gemm")
       .forward(context, x_RD, w, groups, y_RF, epilogue);
 }
 
@@ -97,12 +102,13 @@ void grouped_gemm_dw(Context& context, AnyView dy_RF, AnyView x_RD, const UnitSe
   constexpr const char* kOp = "grouped_gemm_dw";
   const Shape& shape = dw_SEFD.shape;
   const int rank = shape.rank();
-  if (rank < 2 || dw_SEFD.dtype != DType::kF32 || dw_SEFD.device != DeviceType::kCpu) {
-    throw ShapeError("{}: dw is {} {}, needs host fp32 [slots, groups, F, D]", kOp,
+  if (rank < 2 || dw_SEFD.dtype != DType::kF32) {
+    throw ShapeError("{}: dw is {} {}, needs fp32 [slots, groups, F, D]", kOp,
                      dtype_name(dw_SEFD.dtype), shape.str());
   }
-  check_matrix(kOp, "dy", dy_RF, shape[rank - 2]);
-  check_matrix(kOp, "x", x_RD, shape[rank - 1]);
+  check::on_device(context, kOp, "dw", dw_SEFD);
+  check_matrix(context, kOp, "dy", dy_RF, shape[rank - 2]);
+  check_matrix(context, kOp, "x", x_RD, shape[rank - 1]);
   check_float(kOp, "x", x_RD);
   if (x_RD.dtype != dy_RF.dtype) {
     throw ShapeError("{}: x is {} but dy is {}", kOp, dtype_name(x_RD.dtype),
@@ -120,7 +126,7 @@ void grouped_gemm_dw(Context& context, AnyView dy_RF, AnyView x_RD, const UnitSe
     throw ShapeError("{}: dw has shape {} for {} slots and {} groups", kOp, shape.str(),
                      segments.slots, segments.groups);
   }
-  kernels_for<cpu::GroupedGemmDwKernels>(context, "grouped_gemm")
+  kernels_for<GroupedGemmDwKernels>(context, "grouped_gemm")
       .weight_gradient(context, dy_RF, x_RD, segments, dw_SEFD, write);
 }
 

@@ -63,7 +63,8 @@ void dequantize_weight(Context& context, const QuantizedWeight& weight, AnyView 
 void dequantize_rows(Context& context, const QuantizedWeight& weight,
                      std::span<const int32_t> rows_T, AnyView y_TD);
 
-// ShapeError unless shapes and types of `weight` fit together.
-void check_quantized(const char* op, const QuantizedWeight& weight);
+// ShapeError unless shapes and types of `weight` fit together and it lies on `device`.
+void check_quantized(const char* op, const QuantizedWeight& weight,
+                     DeviceType device = DeviceType::kCpu);
 
 }  // namespace degu

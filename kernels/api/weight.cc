@@ -2,8 +2,8 @@
 
 #include <cstdint>
 
-#include "kernels/cpu/weight.h"
 #include "kernels/dispatch.h"
+#include "kernels/tables/weight.h"
 #include "tensor/trace.h"
 
 namespace degu {
@@ -19,7 +19,7 @@ void check_memory(const void* memory) {
 
 size_t packed_bytes(const Context& context, Scheme scheme, int64_t experts, int64_t outputs,
                     int64_t inner) {
-  return kernels_for<cpu::WeightKernels>(context, "weight")
+  return kernels_for<WeightKernels>(context, "weight")
       .packed_bytes(scheme, experts, outputs, inner);
 }
 
@@ -30,8 +30,9 @@ PackedWeight pack_weight(Context& context, AnyView w_EFD, Scheme scheme, Orienta
   if (rank != 2 && rank != 3) {
     throw ShapeError("pack_weight: w has shape {}; pass [E, F, D] or [F, D]", w_EFD.shape.str());
   }
-  if (w_EFD.device != DeviceType::kCpu) {
-    throw ShapeError("pack_weight: w is not in host memory; pack it with a context of its device");
+  if (w_EFD.device != context.device()) {
+    throw ShapeError(
+        "pack_weight: w is not on the context's device; pack it with one of its device");
   }
   if (w_EFD.dtype != DType::kF32 && w_EFD.dtype != DType::kBF16) {
     throw ShapeError("pack_weight: w is {}; pass fp32 or bf16", dtype_name(w_EFD.dtype));
@@ -44,6 +45,7 @@ PackedWeight pack_weight(Context& context, AnyView w_EFD, Scheme scheme, Orienta
   PackedWeight packed;
   packed.scheme = scheme;
   packed.orientation = orientation;
+  packed.device = context.device();
   packed.isa = context.isa();
   packed.experts = rank == 3 ? w_EFD.dim(0) : 1;
   const int64_t f = w_EFD.dim(rank - 2);
@@ -51,23 +53,24 @@ PackedWeight pack_weight(Context& context, AnyView w_EFD, Scheme scheme, Orienta
   packed.outputs = orientation == Orientation::kForward ? f : d;
   packed.inner = orientation == Orientation::kForward ? d : f;
   packed.bytes = memory;
-  kernels_for<cpu::WeightKernels>(context, "weight").pack(context, w_EFD, packed);
+  kernels_for<WeightKernels>(context, "weight").pack(context, w_EFD, packed);
   return packed;
 }
 
 PackedWeight pack_weight(Context& context, const QuantizedWeight& weight, void* memory) {
   const TraceScope span(context, "pack_weight");
-  check_quantized("pack_weight", weight);
+  check_quantized("pack_weight", weight, context.device());
   check_memory(memory);
   const int rank = weight.shape.rank();
   const PackedWeight packed = {.scheme = weight.scheme,
                                .orientation = Orientation::kForward,
+                               .device = context.device(),
                                .isa = context.isa(),
                                .experts = rank == 3 ? weight.shape[0] : 1,
                                .outputs = weight.shape[rank - 2],
                                .inner = weight.shape[rank - 1],
                                .bytes = memory};
-  kernels_for<cpu::WeightKernels>(context, "weight").pack_codes(context, weight, packed);
+  kernels_for<WeightKernels>(context, "weight").pack_codes(context, weight, packed);
   return packed;
 }
 

@@ -15,12 +15,13 @@ namespace degu {
 //   kBackward  dx_RD = dy_RF · W     (inner dimension F)
 enum class Orientation : uint8_t { kForward, kBackward };
 
-// A weight in one backend's layout. `bytes` points to memory of the caller, packed_bytes() long,
-// 64-byte aligned. Layouts depend on the instruction set: a packing is read by contexts of `isa`
-// only.
+// A weight in one backend's layout. `bytes` points to memory of the caller on the context's device,
+// packed_bytes() long, 64-byte aligned. Layouts depend on the device and, on the CPU, on the
+// instruction set: a packing is read by contexts of `device` and `isa` only.
 struct PackedWeight {
   Scheme scheme = Scheme::kBf16;
   Orientation orientation = Orientation::kForward;
+  DeviceType device = DeviceType::kCpu;
   Isa isa = Isa::kPortable;
   int64_t experts = 1;
   int64_t outputs = 0;  // columns of the product: F forward, D backward
@@ -39,7 +40,8 @@ PackedWeight pack_weight(Context& context, AnyView w_EFD, Scheme scheme, Orienta
                          void* memory);
 
 // Packs the codes and scales of a quantized weight, as they are, for kForward. DataError when a
-// code is none of the scheme's (-128, or the NaN of E4M3; a nibble of 0).
+// code is none of the scheme's (-128, or the NaN of E4M3; a nibble of 0); an accelerator stops
+// there instead, and the next wait reports it.
 PackedWeight pack_weight(Context& context, const QuantizedWeight& weight, void* memory);
 
 }  // namespace degu

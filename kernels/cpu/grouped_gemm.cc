@@ -1,4 +1,4 @@
-#include "kernels/cpu/grouped_gemm.h"
+#include "kernels/tables/grouped_gemm.h"
 
 #include <algorithm>
 #include <array>
@@ -198,7 +198,6 @@ void forward(Context& context, const Activation& x, const PackedWeight& w, const
 }  // namespace
 
 template <>
-const cpu::GroupedGemmKernels cpu::Table<cpu::GroupedGemmKernels, cpu::kThisIsa>::value = {
-    &forward};
+const GroupedGemmKernels cpu::Table<GroupedGemmKernels, cpu::kThisIsa>::value = {&forward};
 
 }  // namespace degu

@@ -1,9 +1,10 @@
+#include "kernels/tables/grouped_gemm.h"
+
 #include <algorithm>
 #include <array>
 #include <bit>
 #include <utility>
 
-#include "kernels/cpu/grouped_gemm.h"
 #include "kernels/cpu/packing.h"
 #include "kernels/cpu/sweep.h"
 
@@ -286,7 +287,7 @@ void weight_gradient(Context& context, AnyView dy, AnyView x, const UnitSegments
 }  // namespace
 
 template <>
-const cpu::GroupedGemmDwKernels cpu::Table<cpu::GroupedGemmDwKernels, cpu::kThisIsa>::value = {
+const GroupedGemmDwKernels cpu::Table<GroupedGemmDwKernels, cpu::kThisIsa>::value = {
     &weight_gradient};
 
 }  // namespace degu

@@ -1,4 +1,4 @@
-#include "kernels/cpu/weight.h"
+#include "kernels/tables/weight.h"
 
 #include <algorithm>
 
@@ -7,7 +7,7 @@
 namespace degu {
 namespace {
 
-size_t packed_bytes(Scheme scheme, int64_t experts, int64_t outputs, int64_t inner) {
+size_t bytes_of(Scheme scheme, int64_t experts, int64_t outputs, int64_t inner) {
   const int64_t panels = experts * ((outputs + kPanel - 1) / kPanel);
   size_t bytes = 0;
   visit_format(scheme, [&]<class Format>() {
@@ -121,7 +121,7 @@ void pack_codes(Context& context, const QuantizedWeight& weight, const PackedWei
 }  // namespace
 
 template <>
-const cpu::WeightKernels cpu::Table<cpu::WeightKernels, cpu::kThisIsa>::value = {
-    &packed_bytes, &pack, &pack_codes};
+const WeightKernels cpu::Table<WeightKernels, cpu::kThisIsa>::value = {&bytes_of, &pack,
+                                                                       &pack_codes};
 
 }  // namespace degu

@@ -434,12 +434,6 @@ void with_head_width(const char* op, int64_t width, Body&& body) {
   }
 }
 
-// Lets a kernel have more shared memory than a launch may ask for by itself.
-template <class Kernel>
-void allow_shared(Kernel* kernel, int bytes) {
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-}
-
 inline void require_aligned_pages(const char* op, const KvView& kv) {
   if (reinterpret_cast<uintptr_t>(kv.pages) % 16 != 0) {
     throw ShapeError("{}: pages must start at a multiple of 16 bytes", op);

@@ -48,6 +48,13 @@ bool vectored(int64_t rows, int64_t width, std::initializer_list<const void*> ad
   return bits % 16 == 0;
 }
 
+// Lets a kernel have more than 48 KiB of dynamic shared memory. A launch that could not have it
+// fails and is reported there.
+template <class Kernel>
+void allow_shared(Kernel* kernel, int bytes) {
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+}
+
 // Stops the kernel with an error that the next wait reports: an index that the door could not
 // check.
 __device__ inline void require(bool good) {

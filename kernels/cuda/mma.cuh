@@ -64,7 +64,15 @@ __device__ inline void load_matrices(uint32_t (&word)[4], const void* row) {
                : "memory");
 }
 
-// The same, each matrix transposed: word i of lane l holds rows 2 (l % 4) and the next of column
+// The same with two matrices; lanes 16 and up may give any address.
+__device__ inline void load_matrices(uint32_t (&word)[2], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+               : "=r"(word[0]), "=r"(word[1])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+// Four matrices, each transposed: word i of lane l holds rows 2 (l % 4) and the next of column
 // l / 4.
 __device__ inline void load_matrices_transposed(uint32_t (&word)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"

@@ -16,12 +16,16 @@ struct AttentionKernels;
 struct CrossEntropyKernels;
 struct ElementwiseKernels;
 struct EmbeddingKernels;
+struct GroupedGemmDwKernels;
+struct GroupedGemmKernels;
 struct PermuteKernels;
 struct ProbeKernels;
+struct QuantizeKernels;
 struct RmsNormKernels;
 struct RotaryKernels;
 struct RouterKernels;
 struct SwigluKernels;
+struct WeightKernels;
 
 namespace cuda {
 
@@ -52,9 +56,15 @@ inline constexpr bool kHas<ElementwiseKernels> = true;
 template <>
 inline constexpr bool kHas<EmbeddingKernels> = true;
 template <>
+inline constexpr bool kHas<GroupedGemmDwKernels> = true;
+template <>
+inline constexpr bool kHas<GroupedGemmKernels> = true;
+template <>
 inline constexpr bool kHas<PermuteKernels> = true;
 template <>
 inline constexpr bool kHas<ProbeKernels> = true;
+template <>
+inline constexpr bool kHas<QuantizeKernels> = true;
 template <>
 inline constexpr bool kHas<RmsNormKernels> = true;
 template <>
@@ -63,6 +73,8 @@ template <>
 inline constexpr bool kHas<RouterKernels> = true;
 template <>
 inline constexpr bool kHas<SwigluKernels> = true;
+template <>
+inline constexpr bool kHas<WeightKernels> = true;
 
 template <class Kernels>
 const Kernels& kernels([[maybe_unused]] const char* op) {

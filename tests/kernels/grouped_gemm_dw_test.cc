@@ -2,12 +2,17 @@
 #include <vector>
 
 #include "kernels/api/grouped_gemm.h"
-#include "tests/support/kernel_testing.h"
+#include "tests/support/device_testing.h"
 
 namespace degu {
 namespace {
 
 using namespace degu::testing;
+
+// For `run`, which sees neither default arguments nor overloads.
+const auto weight_gradient = [](auto&&... args) { grouped_gemm_dw(args...); };
+const auto multiply = [](auto&&... args) { grouped_gemm(args...); };
+const auto pack_matrices = [](auto&&... args) { return pack_weight(args...); };
 
 struct Case {
   int64_t groups, slots, units;
@@ -42,7 +47,7 @@ struct Problem {
 };
 
 TEST_CASE("grouped_gemm_dw agrees with a plain loop", "[grouped_gemm_dw]") {
-  for_each_isa([&](Context& context) {
+  for_each_backend([&](Context& context) {
     for (const Case& c : cases()) {
       for (DType type : {DType::kF32, DType::kBF16}) {
         const Problem p(c, type);
@@ -63,7 +68,7 @@ TEST_CASE("grouped_gemm_dw agrees with a plain loop", "[grouped_gemm_dw]") {
           }
           Tensor dw = copy_of(held);
           if (write == Write::kOverwrite) fill_nan(dw);
-          grouped_gemm_dw(context, p.dy, p.x, p.segments, dw, write);
+          run(context, weight_gradient, p.dy, p.x, p.segments, dw, write);
           check_close("dw", dw, expected);
         }
       }
@@ -86,8 +91,7 @@ std::vector<float> join_by_hand(std::vector<std::vector<float>> parts) {
 }
 
 TEST_CASE("dW is the fixed tree over its units' own sums, bit for bit", "[grouped_gemm_dw]") {
-  for (Isa isa : supported_isas()) {
-    Context one(test_options(isa, 1));
+  for_each_backend_alone([&](Context& one, auto&& each) {
     for (const Case& c : cases()) {
       for (DType type : {DType::kF32, DType::kBF16}) {
         const Problem p(c, type);
@@ -102,8 +106,8 @@ TEST_CASE("dW is the fixed tree over its units' own sums, bit for bit", "[groupe
               const int64_t rows = p.segments.end(g, s, u) - begin;
               const std::vector<int64_t> whole = {0, rows};
               Tensor part(DType::kF32, {c.f, c.d});
-              grouped_gemm_dw(one, p.dy.view().rows(begin, rows), p.x.view().rows(begin, rows),
-                              {whole}, part);
+              run(one, weight_gradient, p.dy.view().rows(begin, rows), p.x.view().rows(begin, rows),
+                  UnitSegments{whole}, part);
               const float* data = part.as<float>().data();
               parts.emplace_back(data, data + size);
             }
@@ -116,36 +120,35 @@ TEST_CASE("dW is the fixed tree over its units' own sums, bit for bit", "[groupe
         for (int64_t i = 0; i < held.shape().elements(); ++i) {
           added.as<float>()[i] = held.as<float>()[i] + expected.as<float>()[i];
         }
-        for_each_thread_count(isa, [&](Context& context) {
+        each([&](Context& context) {
           Tensor dw(DType::kF32, held.shape());
           fill_nan(dw);
-          grouped_gemm_dw(context, p.dy, p.x, p.segments, dw);
+          run(context, weight_gradient, p.dy, p.x, p.segments, dw);
           check_same_bits("dw", dw, expected);
           Tensor sum = copy_of(held);
-          grouped_gemm_dw(context, p.dy, p.x, p.segments, sum, Write::kAdd);
+          run(context, weight_gradient, p.dy, p.x, p.segments, sum, Write::kAdd);
           check_same_bits("dw added", sum, added);
         });
       }
     }
-  }
+  });
 }
 
 TEST_CASE("large weight gradients divided over threads equal one thread's", "[grouped_gemm_dw]") {
   const Case c = {3, 1, 4, {40, 64, 3, 65, 0, 0, 0, 0, 128, 1, 90, 31}, 210, 150};
-  for (Isa isa : supported_isas()) {
+  for_each_backend_alone([&](Context& one, auto&& each) {
     for (DType type : {DType::kF32, DType::kBF16}) {
       const Problem p(c, type);
-      Context one(test_options(isa, 1));
       Tensor expected(DType::kF32, {c.groups, c.f, c.d});
-      grouped_gemm_dw(one, p.dy, p.x, p.segments, expected);
-      for_each_thread_count(isa, [&](Context& context) {
+      run(one, weight_gradient, p.dy, p.x, p.segments, expected);
+      each([&](Context& context) {
         Tensor dw(DType::kF32, {c.groups, c.f, c.d});
         fill_nan(dw);
-        grouped_gemm_dw(context, p.dy, p.x, p.segments, dw);
+        run(context, weight_gradient, p.dy, p.x, p.segments, dw);
         check_same_bits("dw", dw, expected);
       });
     }
-  }
+  });
 }
 
 // 16 MiB and more is written past the caches: the same numbers as the parts, each too small for
@@ -153,18 +156,18 @@ TEST_CASE("large weight gradients divided over threads equal one thread's", "[gr
 TEST_CASE("a large weight gradient equals its parts", "[grouped_gemm_dw]") {
   constexpr int64_t kF = 2052, kD = 2048, kPart = 171, kRows = 3;
   const std::vector<int64_t> offsets = {0, kRows};
-  for_each_isa([&](Context& context) {
+  for_each_backend([&](Context& context) {
     const Tensor dy = random_tensor(DType::kBF16, {kRows, kF}, "dy");
     const Tensor x = random_tensor(DType::kBF16, {kRows, kD}, "x");
     Tensor dw(DType::kF32, {kF, kD});
-    grouped_gemm_dw(context, dy, x, {offsets}, dw);
+    run(context, weight_gradient, dy, x, UnitSegments{offsets}, dw);
     Tensor part_dy(DType::kBF16, {kRows, kPart});
     Tensor part(DType::kF32, {kPart, kD});
     for (int64_t first = 0; first < kF; first += kPart) {
       for (int64_t i = 0; i < kRows * kPart; ++i) {
         part_dy.as<bf16>()[i] = dy.as<bf16>()[i / kPart * kF + first + i % kPart];
       }
-      grouped_gemm_dw(context, part_dy, x, {offsets}, part);
+      run(context, weight_gradient, part_dy, x, UnitSegments{offsets}, part);
       check_same_bits("rows " + std::to_string(first), dw.view().rows(first, kPart), part);
     }
   });
@@ -196,7 +199,7 @@ TEST_CASE("grouped_gemm_dw refuses what does not fit", "[grouped_gemm_dw]") {
 TEST_CASE("forward, dX and dW are derivatives of one function", "[grouped_gemm][grouped_gemm_dw]") {
   const std::vector<int64_t> offsets = {0, 9, 9, 30, 31};
   constexpr int64_t kE = 4, kF = 37, kD = 29, kR = 31;
-  for_each_isa([&](Context& context) {
+  for_each_backend([&](Context& context) {
     const RowGroups groups{offsets};
     const Tensor x = random_tensor(DType::kF32, {kR, kD}, "x");
     const Tensor w = random_tensor(DType::kF32, {kE, kF, kD}, "w");
@@ -207,8 +210,9 @@ TEST_CASE("forward, dX and dW are derivatives of one function", "[grouped_gemm][
       const bool forward = orientation == Orientation::kForward;
       memory = Tensor(DType::kU8,
                       {static_cast<int64_t>(packed_bytes(context, Scheme::kFp32, kE,
-                                                         forward ? kF : kD, forward ? kD : kF))});
-      return pack_weight(context, weight, Scheme::kFp32, orientation, memory.view().data);
+                                                         forward ? kF : kD, forward ? kD : kF))},
+                      context.device());
+      return run(context, pack_matrices, weight, Scheme::kFp32, orientation, memory.view().data);
     };
     double magnitude = 0;
     const auto loss = [&](double step_x, double step_w) {
@@ -221,7 +225,7 @@ TEST_CASE("forward, dX and dW are derivatives of one function", "[grouped_gemm][
       Tensor memory;
       const PackedWeight packed = pack(moved_w, Orientation::kForward, memory);
       Tensor y(DType::kF32, {kR, kF});
-      grouped_gemm(context, moved_x, packed, groups, y);
+      run(context, multiply, moved_x, packed, groups, y);
       double sum = 0;
       magnitude = 0;
       for (int64_t i = 0; i < kR * kF; ++i) {
@@ -233,9 +237,9 @@ TEST_CASE("forward, dX and dW are derivatives of one function", "[grouped_gemm][
     Tensor memory;
     const PackedWeight backward = pack(w, Orientation::kBackward, memory);
     Tensor dx(DType::kF32, {kR, kD});
-    grouped_gemm(context, c, backward, groups, dx);
+    run(context, multiply, c, backward, groups, dx);
     Tensor dw(DType::kF32, {kE, kF, kD});
-    grouped_gemm_dw(context, c, x, {offsets, kE, 1, 1}, dw);
+    run(context, weight_gradient, c, x, UnitSegments{offsets, kE, 1, 1}, dw);
     const auto along = [](const Tensor& gradient, const Tensor& direction) {
       double sum = 0;
       for (int64_t i = 0; i < gradient.shape().elements(); ++i)

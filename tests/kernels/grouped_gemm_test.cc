@@ -3,12 +3,17 @@
 
 #include <vector>
 
-#include "tests/support/kernel_testing.h"
+#include "tests/support/device_testing.h"
 
 namespace degu {
 namespace {
 
 using namespace degu::testing;
+
+// For `run`, which sees neither default arguments nor overloads.
+const auto multiply = [](auto&&... args) { grouped_gemm(args...); };
+const auto multiply_all = [](auto&&... args) { gemm(args...); };
+const auto pack = [](auto&&... args) { return pack_weight(args...); };
 
 // The numbers of a quantized weight, and their memory.
 struct Quantized {
@@ -18,7 +23,7 @@ struct Quantized {
         weight{scheme, w_EFD.shape, codes, scales} {
     Tensor master(DType::kF32, w_EFD.shape);
     for (int64_t i = 0; i < w_EFD.elements(); ++i) set_element(master, i, element(w_EFD, i));
-    quantize_weight(context, master, weight);
+    run(context, quantize_weight, master, weight);
   }
   Tensor codes, scales;
   QuantizedWeight weight;
@@ -34,14 +39,14 @@ struct Packed {
     const int64_t experts = rank == 3 ? w_EFD.dim(0) : 1;
     const bool forward = orientation == Orientation::kForward;
     const size_t bytes = packed_bytes(context, scheme, experts, forward ? f : d, forward ? d : f);
-    memory = Tensor(DType::kU8, {static_cast<int64_t>(bytes)});
+    memory = Tensor(DType::kU8, {static_cast<int64_t>(bytes)}, context.device());
     if (scheme_info(scheme).quantized()) {
       const Quantized quantized(context, w_EFD, scheme);
-      weight = pack_weight(context, quantized.weight, memory.view().data);
-      dequantize_weight(context, quantized.weight, value);
+      weight = run(context, pack, quantized.weight, memory.view().data);
+      run(context, dequantize_weight, quantized.weight, value);
       return;
     }
-    weight = pack_weight(context, w_EFD, scheme, orientation, memory.view().data);
+    weight = run(context, pack, w_EFD, scheme, orientation, memory.view().data);
     const bool narrow = scheme_info(scheme).weight == DType::kBF16;
     for (int64_t i = 0; i < w_EFD.elements(); ++i) {
       const auto master = static_cast<float>(element(w_EFD, i));
@@ -65,7 +70,7 @@ struct Rows {
     refresh(context);
   }
   void refresh(Context& context) {
-    if (scales) quantize_rows(context, plain, {codes, scales});
+    if (scales) run(context, quantize_rows, plain, Activation(codes, scales));
   }
   Activation all() const { return scales ? Activation(codes, scales) : Activation(plain); }
   double at(int64_t r, int64_t i) const {
@@ -120,7 +125,7 @@ constexpr Size kSizes[] = {{1, 1},   {7, 5},   {16, 32},  {33, 17}, {40, 31},
                            {64, 48}, {31, 65}, {17, 127}, {9, 130}, {32, 96}};
 
 TEST_CASE("grouped_gemm agrees with a plain loop over ragged groups", "[grouped_gemm]") {
-  for_each_isa([&](Context& context) {
+  for_each_backend([&](Context& context) {
     for (const SchemeInfo& info : kSchemes) {
       for (const auto& counts : ragged_row_counts()) {
         const auto offsets = offsets_of(counts);
@@ -137,11 +142,11 @@ TEST_CASE("grouped_gemm agrees with a plain loop over ragged groups", "[grouped_
                            << (orientation == Orientation::kForward ? " forward" : " backward"));
             Tensor y(stored, {groups.rows(), outputs});
             fill_nan(y);
-            grouped_gemm(context, x.all(), packed.weight, groups, y);
+            run(context, multiply, x.all(), packed.weight, groups, y);
             check_close("y", y, reference(x, packed, orientation, groups, stored));
             Tensor sum = random_tensor(stored, {groups.rows(), outputs}, "add");
             const Tensor add = copy_of(sum);
-            grouped_gemm(context, x.all(), packed.weight, groups, sum, {.add_RF = sum});
+            run(context, multiply, x.all(), packed.weight, groups, sum, Epilogue{.add_RF = sum});
             check_close("y + add", sum, reference(x, packed, orientation, groups, stored, add));
           }
         }
@@ -151,7 +156,7 @@ TEST_CASE("grouped_gemm agrees with a plain loop over ragged groups", "[grouped_
 }
 
 TEST_CASE("grouped_gemm handles every size around the panels", "[grouped_gemm]") {
-  for_each_isa([&](Context& context) {
+  for_each_backend([&](Context& context) {
     const std::vector<int64_t> offsets = {0, 5, 5, 18};
     const RowGroups groups{offsets};
     for (const SchemeInfo& info : kSchemes) {
@@ -163,7 +168,7 @@ TEST_CASE("grouped_gemm handles every size around the panels", "[grouped_gemm]")
             const Rows x(context, info, 18, packed.weight.inner);
             INFO(info.name << " F " << size.f << " D " << size.d);
             Tensor y(x.type, {18, packed.weight.outputs});
-            grouped_gemm(context, x.all(), packed.weight, groups, y);
+            run(context, multiply, x.all(), packed.weight, groups, y);
             check_close("y", y, reference(x, packed, orientation, groups, x.type));
           }
         }
@@ -175,35 +180,34 @@ TEST_CASE("grouped_gemm handles every size around the panels", "[grouped_gemm]")
 TEST_CASE("a row's result is the same bits alone, in any tile, on any thread", "[grouped_gemm]") {
   constexpr int64_t kRows = 131;
   const Size sizes[] = {{67, 45}, {96, 64}, {8, 33}, {35, 160}};
-  for (Isa isa : supported_isas()) {
+  for_each_backend_alone([&](Context& one, auto&& each) {
     for (const SchemeInfo& info : kSchemes) {
       for (const Size& size : sizes) {
-        INFO(isa_name(isa) << " " << info.name << " F " << size.f << " D " << size.d);
-        Context one(test_options(isa, 1));
+        INFO(info.name << " F " << size.f << " D " << size.d);
         const Tensor w = random_tensor(DType::kF32, {size.f, size.d}, "w");
         const Packed packed(one, w, info.scheme, Orientation::kForward);
         const Rows x(one, info, kRows, size.d);
         Tensor single(x.type, {kRows, size.f});
         for (int64_t r = 0; r < kRows; ++r) {
-          gemm(one, x.all().rows(r, 1), packed.weight, single.view().rows(r, 1));
+          run(one, multiply_all, x.all().rows(r, 1), packed.weight, single.view().rows(r, 1));
         }
-        for_each_thread_count(isa, [&](Context& context) {
+        each([&](Context& context) {
           for (int64_t rows = 1; rows <= kRows; rows += rows < 40 ? 1 : 13) {
             Tensor y(x.type, {rows, size.f});
-            gemm(context, x.all().rows(kRows - rows, rows), packed.weight, y);
+            run(context, multiply_all, x.all().rows(kRows - rows, rows), packed.weight, y);
             check_same_bits("y of " + std::to_string(rows) + " rows", y,
                             single.view().rows(kRows - rows, rows));
           }
         });
       }
     }
-  }
+  });
 }
 
 // Rows at multiples of 4 KiB take another way through the first-level cache, not to another result.
 TEST_CASE("rows a page apart give the bits of single rows", "[grouped_gemm]") {
   constexpr int64_t kRows = 27;
-  for_each_isa([&](Context& context) {
+  for_each_backend([&](Context& context) {
     for (const SchemeInfo& info : kSchemes) {
       const int64_t inner = 4096 / static_cast<int64_t>(size_of(info.activation));
       const Tensor w = random_tensor(DType::kF32, {41, inner}, "w");
@@ -211,11 +215,11 @@ TEST_CASE("rows a page apart give the bits of single rows", "[grouped_gemm]") {
       const Rows x(context, info, kRows, inner);
       Tensor single(x.type, {kRows, 41});
       for (int64_t r = 0; r < kRows; ++r) {
-        gemm(context, x.all().rows(r, 1), packed.weight, single.view().rows(r, 1));
+        run(context, multiply_all, x.all().rows(r, 1), packed.weight, single.view().rows(r, 1));
       }
       for (int64_t rows : {8, 9, 12, 13, 27}) {
         Tensor y(x.type, {rows, 41});
-        gemm(context, x.all().rows(0, rows), packed.weight, y);
+        run(context, multiply_all, x.all().rows(0, rows), packed.weight, y);
         check_same_bits("y of " + std::to_string(rows) + " rows", y, single.view().rows(0, rows));
       }
     }
@@ -225,53 +229,89 @@ TEST_CASE("rows a page apart give the bits of single rows", "[grouped_gemm]") {
 TEST_CASE("experts give the same bits together, apart and in any grouping", "[grouped_gemm]") {
   constexpr int64_t kF = 70;
   constexpr int64_t kD = 51;
-  for (Isa isa : supported_isas()) {
+  for_each_backend_alone([&](Context& one, auto&& each) {
     for (const SchemeInfo& info : kSchemes) {
       for (const auto& counts : ragged_row_counts()) {
         const auto offsets = offsets_of(counts);
         const RowGroups groups{offsets};
-        Context one(test_options(isa, 1));
         const Tensor w = random_tensor(DType::kF32, {groups.groups(), kF, kD}, "w");
         const Rows x(one, info, groups.rows(), kD);
         Tensor apart(x.type, {groups.rows(), kF});
         for (int64_t e = 0; e < groups.groups(); ++e) {
           const Packed packed(one, w.view().rows(e, 1), info.scheme, Orientation::kForward);
           const int64_t rows = groups.end(e) - groups.begin(e);
-          gemm(one, x.all().rows(groups.begin(e), rows), packed.weight,
-               apart.view().rows(groups.begin(e), rows));
+          run(one, multiply_all, x.all().rows(groups.begin(e), rows), packed.weight,
+              apart.view().rows(groups.begin(e), rows));
         }
-        for_each_thread_count(isa, [&](Context& context) {
+        each([&](Context& context) {
           INFO(info.name << " rows " << groups.rows());
           const Packed packed(context, w, info.scheme, Orientation::kForward);
           Tensor together(x.type, {groups.rows(), kF});
-          grouped_gemm(context, x.all(), packed.weight, groups, together);
+          run(context, multiply, x.all(), packed.weight, groups, together);
           check_same_bits("y", together, apart);
         });
       }
     }
-  }
+  });
 }
 
 TEST_CASE("large products divided over threads equal one thread's", "[grouped_gemm]") {
   const std::vector<int64_t> counts = {301, 0, 5, 77, 129};
   const auto offsets = offsets_of(counts);
   const RowGroups groups{offsets};
-  for (Isa isa : supported_isas()) {
+  for_each_backend_alone([&](Context& one, auto&& each) {
     for (const SchemeInfo& info : kSchemes) {
-      Context one(test_options(isa, 1));
+      INFO(info.name);
       const Tensor w = random_tensor(DType::kF32, {groups.groups(), 200, 136}, "w");
       const Rows x(one, info, groups.rows(), 136);
       const Packed packed(one, w, info.scheme, Orientation::kForward);
       Tensor expected(DType::kF32, {groups.rows(), 200});
-      grouped_gemm(one, x.all(), packed.weight, groups, expected);
-      for_each_thread_count(isa, [&](Context& context) {
+      run(one, multiply, x.all(), packed.weight, groups, expected);
+      // Rows alone, from either end of their group.
+      for (int64_t r : {0, 300, 301, 305, 306, 382, 383, 447, 511}) {
+        std::vector<int64_t> alone(offsets.size(), 0);
+        for (size_t i = 1; i < alone.size(); ++i) alone[i] = r < offsets[i] ? 1 : 0;
+        Tensor row(DType::kF32, {1, 200});
+        run(one, multiply, x.all().rows(r, 1), packed.weight, RowGroups{alone}, row);
+        check_same_bits("row " + std::to_string(r), row, expected.view().rows(r, 1));
+      }
+      each([&](Context& context) {
         Tensor y(DType::kF32, {groups.rows(), 200});
         fill_nan(y);
-        grouped_gemm(context, x.all(), packed.weight, groups, y);
+        run(context, multiply, x.all(), packed.weight, groups, y);
         check_same_bits("y", y, expected);
       });
     }
-  }
+  });
+}
+
+// On an accelerator the host may know less than the device: an upper bound of each offset.
+TEST_CASE("the device's offsets count where the host's are bounds", "[grouped_gemm]") {
+  on_gpu([&](Context& gpu) {
+    const std::vector<int64_t> exact = {0, 3, 3, 40, 41, 170};
+    const std::vector<std::vector<int64_t>> bounds = {
+        exact, {0, 300, 300, 300, 300, 300}, {0, 60, 120, 180, 240, 300}};
+    Tensor offsets(DType::kI64, {static_cast<int64_t>(exact.size())});
+    std::memcpy(offsets.view().data, exact.data(), offsets.bytes());
+    Tensor on_device(DType::kI64, offsets.shape(), DeviceType::kCuda);
+    copy(gpu, offsets, on_device);
+    for (const SchemeInfo& info : kSchemes) {
+      INFO(info.name);
+      const Tensor w = random_tensor(DType::kF32, {5, 72, 96}, "w");
+      const Rows x(gpu, info, 300, 96);
+      const Packed packed(gpu, w, info.scheme, Orientation::kForward);
+      Tensor expected(DType::kF32, {300, 72});
+      fill_nan(expected);
+      const Tensor untouched = copy_of(expected);
+      run(gpu, multiply, x.all(), packed.weight, RowGroups{exact}, expected);
+      for (const auto& bound : bounds) {
+        Tensor y = copy_of(untouched);
+        const RowGroups groups{bound, on_device.as<int64_t>().data()};
+        run(gpu, multiply, x.all(), packed.weight, groups, y);
+        check_same_bits("y", y, expected);
+      }
+    }
+  });
 }
 
 TEST_CASE("integer schemes give the same bits on every instruction set", "[grouped_gemm]") {
@@ -285,15 +325,15 @@ TEST_CASE("integer schemes give the same bits on every instruction set", "[group
       const Rows x(plain, info, 40, size.d);
       const Packed packed(plain, w, info.scheme, Orientation::kForward);
       Tensor expected(DType::kF32, {40, size.f});
-      grouped_gemm(plain, x.all(), packed.weight, groups, expected);
-      for_each_isa([&](Context& context) {
+      run(plain, multiply, x.all(), packed.weight, groups, expected);
+      for_each_backend([&](Context& context) {
         INFO(info.name << " F " << size.f << " D " << size.d);
         const Rows again(context, info, 40, size.d);
         check_same_bits("codes", again.codes, x.codes);
         check_same_bits("scales", again.scales, x.scales);
         const Packed other(context, w, info.scheme, Orientation::kForward);
         Tensor y(DType::kF32, {40, size.f});
-        grouped_gemm(context, again.all(), other.weight, groups, y);
+        run(context, multiply, again.all(), other.weight, groups, y);
         check_same_bits("y", y, expected);
       });
     }
@@ -304,7 +344,7 @@ TEST_CASE("integer schemes give the same bits on every instruction set", "[group
 // instruction set must hold exactly.
 TEST_CASE("groups of extreme codes are exact", "[grouped_gemm]") {
   constexpr int64_t kD = 64;
-  for_each_isa([&](Context& context) {
+  for_each_backend([&](Context& context) {
     for (const SchemeInfo& info : kSchemes) {
       if (!info.integer_activations()) continue;
       Rows x(context, info, 7, kD);
@@ -315,7 +355,7 @@ TEST_CASE("groups of extreme codes are exact", "[grouped_gemm]") {
       for (int64_t i = 0; i < 35 * kD; ++i) set_element(w, i, i / kD % 3 == 1 ? -most : most);
       const Packed packed(context, w, info.scheme, Orientation::kForward);
       Tensor y(DType::kF32, {7, 35});
-      gemm(context, x.all(), packed.weight, y);
+      run(context, multiply_all, x.all(), packed.weight, y);
       for (int64_t r = 0; r < 7; ++r) {
         for (int64_t o = 0; o < 35; ++o) {
           const double sign = (r % 2 ? -1 : 1) * (o % 3 == 1 ? -1 : 1);
@@ -327,33 +367,33 @@ TEST_CASE("groups of extreme codes are exact", "[grouped_gemm]") {
 }
 
 TEST_CASE("grouped_gemm leaves rows beyond the groups alone", "[grouped_gemm]") {
-  for_each_isa([&](Context& context) {
+  for_each_backend([&](Context& context) {
     const Tensor w = random_tensor(DType::kF32, {2, 40, 24}, "w");
     const Packed packed(context, w, Scheme::kBf16, Orientation::kForward);
     const Tensor x = random_tensor(DType::kBF16, {12, 24}, "x");
     Tensor y = random_tensor(DType::kBF16, {12, 40}, "y");
     const Tensor before = copy_of(y);
     const std::vector<int64_t> offsets = {0, 3, 9};
-    grouped_gemm(context, x, packed.weight, RowGroups{offsets}, y);
+    run(context, multiply, x, packed.weight, RowGroups{offsets}, y);
     check_same_bits("rows beyond the groups", y.view().rows(9, 3), before.view().rows(9, 3));
     CHECK(first_difference(y.view().rows(8, 1), before.view().rows(8, 1)) >= 0);
   });
 }
 
 TEST_CASE("infinities and NaN in one row stay in that row", "[grouped_gemm]") {
-  for_each_isa([&](Context& context) {
+  for_each_backend([&](Context& context) {
     for (const SchemeInfo& info : kSchemes) {
       const Tensor w = random_tensor(DType::kF32, {33, 19}, "w");  // odd: the padded pair
       const Packed packed(context, w, info.scheme, Orientation::kForward);
       Rows x(context, info, 14, 19);
       Tensor clean(x.type, {14, 33});
-      gemm(context, x.all(), packed.weight, clean);
+      run(context, multiply_all, x.all(), packed.weight, clean);
       for (int64_t i = 0; i < 19; ++i) {
         set_element(x.plain, 19 * 6 + i, i % 2 ? INFINITY : std::nan(""));
       }
       x.refresh(context);
       Tensor y(x.type, {14, 33});
-      gemm(context, x.all(), packed.weight, y);
+      run(context, multiply_all, x.all(), packed.weight, y);
       check_same_bits("rows before", y.view().rows(0, 6), clean.view().rows(0, 6));
       check_same_bits("rows after", y.view().rows(7, 7), clean.view().rows(7, 7));
       CHECK(std::isnan(element(y, 33 * 6)));

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "kernels/api/weight.h"
-#include "tests/support/kernel_testing.h"
+#include "tests/support/device_testing.h"
 
 namespace degu {
 namespace {
@@ -39,8 +39,7 @@ TEST_CASE("E4M3 codes are the nearest of all codes", "[quantize]") {
   CHECK(e4m3_value(e4m3_code(0x1.3p0f)) == 0x1.4p0);  // a tie: the even fraction
 }
 
-TEST_CASE("weights round to the nearest code of their group's scale", "[quantize]") {
-  Context context(test_options(default_isa(), 2));
+void check_rounding(Context& context) {
   for (const SchemeInfo& info : kSchemes) {
     if (!info.quantized()) continue;
     for (int64_t width : kWidths) {
@@ -49,9 +48,9 @@ TEST_CASE("weights round to the nearest code of their group's scale", "[quantize
       const Tensor codes(info.weight, code_shape(info.scheme, w.shape()));
       const Tensor scales(DType::kBF16, scale_shape(w.shape()));
       const QuantizedWeight quantized{info.scheme, w.shape(), codes, scales};
-      quantize_weight(context, w, quantized);
+      run(context, quantize_weight, w, quantized);
       const Tensor back(DType::kF32, w.shape());
-      dequantize_weight(context, quantized, back);
+      run(context, dequantize_weight, quantized, back);
       for (int64_t r = 0; r < 10; ++r) {
         for (int64_t i = 0; i < width; ++i) {
           const double scale = element(scales, r * scale_groups(width) + i / kScaleGroup);
@@ -70,7 +69,7 @@ TEST_CASE("weights round to the nearest code of their group's scale", "[quantize
       flat.shape = {10, width};
       flat.codes = codes.view().reshaped(code_shape(info.scheme, flat.shape));
       flat.scales = scales.view().reshaped(scale_shape(flat.shape));
-      dequantize_rows(context, flat, rows, table);
+      run(context, dequantize_rows, flat, rows, table);
       for (size_t t = 0; t < rows.size(); ++t) {
         for (int64_t i = 0; i < width; ++i) {
           const auto value = static_cast<float>(element(back, rows[t] * width + i));
@@ -78,6 +77,34 @@ TEST_CASE("weights round to the nearest code of their group's scale", "[quantize
                 static_cast<double>(static_cast<float>(bf16(value))));
         }
       }
+    }
+  }
+}
+
+TEST_CASE("weights round to the nearest code of their group's scale", "[quantize]") {
+  for_each_backend(check_rounding);
+}
+
+// Codes and scales are what a file holds: the same from every backend.
+TEST_CASE("every backend quantizes to the same bits", "[quantize]") {
+  for (const SchemeInfo& info : kSchemes) {
+    if (!info.quantized()) continue;
+    for (int64_t width : kWidths) {
+      INFO(info.name << " width " << width);
+      const Tensor w = random_tensor(DType::kF32, {3, width}, "w", 1e-3);
+      for (int64_t i = 0; i < width; ++i) set_element(w, width + i, 1e-41 * static_cast<double>(i));
+      Tensor first_codes, first_scales;
+      for_each_backend([&](Context& context) {
+        const Tensor codes(info.weight, code_shape(info.scheme, w.shape()));
+        const Tensor scales(DType::kBF16, scale_shape(w.shape()));
+        run(context, quantize_weight, w, QuantizedWeight{info.scheme, w.shape(), codes, scales});
+        if (!first_codes) {
+          first_codes = copy_of(codes);
+          first_scales = copy_of(scales);
+        }
+        check_same_bits("codes", codes, first_codes);
+        check_same_bits("scales", scales, first_scales);
+      });
     }
   }
 }
@@ -91,7 +118,7 @@ TEST_CASE("groups without a usable scale are zeros", "[quantize]") {
 }
 
 TEST_CASE("rows are quantized against their group's largest magnitude", "[quantize]") {
-  for_each_isa([&](Context& context) {
+  for_each_backend([&](Context& context) {
     for (DType type : {DType::kF32, DType::kBF16}) {
       for (int64_t width : kWidths) {
         constexpr int64_t kRows = 9;
@@ -104,7 +131,7 @@ TEST_CASE("rows are quantized against their group's largest magnitude", "[quanti
         Arena arena(size_t{1} << 20);
         const Activation out = Activation::take(arena, kRows, width);
         std::memset(out.values.data, 0x55, out.values.bytes());
-        quantize_rows(context, x, out);
+        run(context, quantize_rows, x, out);
         for (int64_t r = 0; r < kRows; ++r) {
           for (int64_t g = 0; g < groups; ++g) {
             INFO(dtype_name(type) << " width " << width << " row " << r << " group " << g);

@@ -11,6 +11,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "kernels/api/grouped_gemm.h"
 #include "tensor/device.h"
 #include "tests/support/kernel_testing.h"
 
@@ -42,7 +43,19 @@ void for_each_backend(Body&& body) {
   on_gpu(body);
 }
 
-// The same with 1, 2 and 3 threads of each instruction set.
+// body(one, others) for each backend: `one` is a context with a single thread, others(f) calls
+// f(Context&) for 1, 2 and 3 threads (on a GPU: once, for the same context).
+template <class Body>
+void for_each_backend_alone(Body&& body) {
+  for (Isa isa : supported_isas()) {
+    INFO("isa " << isa_name(isa));
+    Context one(test_options(isa, 1));
+    body(one, [isa](auto&& f) { for_each_thread_count(isa, f); });
+  }
+  on_gpu([&](Context& gpu) { body(gpu, [&gpu](auto&& f) { f(gpu); }); });
+}
+
+// for_each_backend with 1, 2 and 3 threads of each instruction set.
 template <class Body>
 void for_each_backend_and_thread_count(Body&& body) {
   for (Isa isa : supported_isas()) for_each_thread_count(isa, body);
@@ -73,9 +86,20 @@ class Arguments {
     degu::copy(context_, copy.staged, copy.memory);
     return {inside(copy), host.dtype, host.shape, context_.device()};
   }
+  // Views inside of arguments are arguments too; all else passes through.
   template <class T>
-  requires(!std::convertible_to<T, AnyView>) T && operator()(T&& other) {
-    return std::forward<T>(other);
+  requires(!std::convertible_to<T, AnyView>) decltype(auto) operator()(T&& other) {
+    using Bare = std::remove_cvref_t<T>;
+    if constexpr (std::same_as<Bare, Activation>) {
+      return Activation((*this)(other.values), (*this)(other.scales));
+    } else if constexpr (std::same_as<Bare, QuantizedWeight>) {
+      return QuantizedWeight{other.scheme, other.shape, (*this)(other.codes),
+                             (*this)(other.scales)};
+    } else if constexpr (std::same_as<Bare, Epilogue>) {
+      return Epilogue{(*this)(other.add_RF)};
+    } else {
+      return std::forward<T>(other);
+    }
   }
 
   // Brings everything back to the host views; waits for the call.

@@ -1,10 +1,9 @@
-// Entry points per instruction set; contracts in kernels/api/grouped_gemm.h.
+// Entry points of kernels/api/grouped_gemm.h: filled by each backend (CPU: per instruction set).
 #pragma once
 
 #include "kernels/api/grouped_gemm.h"
-#include "kernels/cpu/isa.h"
 
-namespace degu::cpu {
+namespace degu {
 
 struct GroupedGemmKernels {
   void (*forward)(Context& context, const Activation& x_RD, const PackedWeight& w,
@@ -16,4 +15,4 @@ struct GroupedGemmDwKernels {
                           const UnitSegments& segments, AnyView dw_SEFD, Write write);
 };
 
-}  // namespace degu::cpu
+}  // namespace degu

@@ -1,10 +1,9 @@
-// Entry points per instruction set; contracts in kernels/api/weight.h.
+// Entry points of kernels/api/weight.h: filled by each backend (CPU: per instruction set).
 #pragma once
 
 #include "kernels/api/weight.h"
-#include "kernels/cpu/isa.h"
 
-namespace degu::cpu {
+namespace degu {
 
 struct WeightKernels {
   size_t (*packed_bytes)(Scheme scheme, int64_t experts, int64_t outputs, int64_t inner);
@@ -12,4 +11,4 @@ struct WeightKernels {
   void (*pack_codes)(Context& context, const QuantizedWeight& weight, const PackedWeight& packed);
 };
 
-}  // namespace degu::cpu
+}  // namespace degu

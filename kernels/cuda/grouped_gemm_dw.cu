@@ -1,0 +1,202 @@
+#include <algorithm>
+
+#include "kernels/cuda/dw_units.cuh"
+#include "kernels/cuda/stage_copy.cuh"
+#include "kernels/cuda/table.h"
+#include "kernels/tables/grouped_gemm.h"
+
+namespace degu {
+namespace {
+
+using namespace degu::cuda;
+
+// A tile of dw: 2 x 2 warps of 64 outputs x 64 columns. A step is up to 64 rows of dy and x; their
+// rows are the summed dimension, so both operands are transposed on the way to registers.
+constexpr int kTile = 128;
+constexpr int kDepth = 64;
+constexpr int kBlock = 128;  // threads
+constexpr int kStrips = 4;
+constexpr int kOctets = 8;
+constexpr int kRowBytes = kTile * 2;
+constexpr int kOperandBytes = kDepth * kRowBytes;
+constexpr int kStage = 2 * kOperandBytes;
+constexpr int kStages = 3;
+constexpr int kShared = kStages * kStage;
+constexpr int kResident = 2;
+
+// Piece p (16 bytes) of row r lies at p ^ (r % 8): the same piece of eight rows is in all banks.
+__device__ inline int dw_piece(int row, int piece) {
+  return row * kRowBytes + (piece ^ (row % 8)) * 16;
+}
+
+// rows [row, row + rows) and columns [column, column + kTile) of a matrix; zeros around.
+__device__ inline void load_operand(const std::byte* matrix, int64_t width, bool vector,
+                                    int64_t row, int rows, int64_t column, std::byte* to) {
+  constexpr int kPieces = kTile / 8;
+  each_item<kDepth * kPieces, kBlock>([&](int i) {
+    const int r = i / kPieces;
+    const int64_t at = column + i % kPieces * 8;
+    const int valid =
+        r < rows ? static_cast<int>(max(min((width - at) * 2, int64_t{16}), int64_t{0})) : 0;
+    const std::byte* from = valid > 0 ? matrix + ((row + r) * width + at) * 2 : matrix;
+    copy_piece<bf16>(to + dw_piece(r, i % kPieces), from, valid, vector);
+  });
+}
+
+__device__ inline void load_rows(const DwArgs& args, const DwPlace& place,
+                                 const RowSteps<kDepth>& step, std::byte* stage) {
+  load_operand(args.dy, args.outputs, args.dy_vector, step.row(), step.rows(), place.output, stage);
+  load_operand(args.x, args.width, args.x_vector, step.row(), step.rows(), place.column,
+               stage + kOperandBytes);
+}
+
+// sum += the step's rows, 16 at a time. Matrix i of a load is, for dy: rows 8 (i / 2), outputs
+// 8 (i % 2) on; for x: rows 8 (i % 2), columns 8 (i / 2) on.
+__device__ inline void multiply_rows(float (&sum)[kStrips][kOctets][4], const std::byte* stage,
+                                     int first_output, int first_column, int rows) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const int matrix = lane / 8;
+#pragma unroll
+  for (int k = 0; k < kDepth; k += 16) {
+    if (k >= rows) break;
+    uint32_t a[kStrips][4], b[kOctets / 2][4];
+#pragma unroll
+    for (int s = 0; s < kStrips; ++s) {
+      load_matrices_transposed(a[s], stage + dw_piece(k + matrix / 2 * 8 + lane % 8,
+                                                      first_output / 8 + 2 * s + matrix % 2));
+    }
+#pragma unroll
+    for (int o = 0; o < kOctets / 2; ++o) {
+      load_matrices_transposed(
+          b[o], stage + kOperandBytes +
+                    dw_piece(k + matrix % 2 * 8 + lane % 8, first_column / 8 + 2 * o + matrix / 2));
+    }
+#pragma unroll
+    for (int s = 0; s < kStrips; ++s) {
+#pragma unroll
+      for (int o = 0; o < kOctets; ++o) {
+        mma_bf16(sum[s][o], a[s], b[o / 2][o % 2 * 2], b[o / 2][o % 2 * 2 + 1]);
+      }
+    }
+  }
+}
+
+__device__ inline void store_sums(const DwArgs& args, const DwPlace& place, int first_output,
+                                  int first_column, float (&sum)[kStrips][kOctets][4]) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  float* dw = place.dw(args);
+  const int64_t output = place.output + first_output + lane / 4;
+  const int64_t column = place.column + first_column + lane % 4 * 2;
+#pragma unroll
+  for (int s = 0; s < kStrips; ++s) {
+#pragma unroll
+    for (int o = 0; o < kOctets; ++o) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int64_t f = output + 16 * s + 8 * half;
+        const int64_t d = column + 8 * o;
+        if (f >= args.outputs || d >= args.width) continue;
+        float* to = dw + f * args.width + d;
+        const float* v = sum[s][o] + 2 * half;
+        if (args.pairs) {
+          Words<8> pair;
+          if (args.add) pair = *reinterpret_cast<const Words<8>*>(to);
+#pragma unroll
+          for (int j = 0; j < 2; ++j) {
+            const float value = args.add ? __uint_as_float(pair.word[j]) + v[j] : v[j];
+            pair.word[j] = __float_as_uint(value);
+          }
+          *reinterpret_cast<Words<8>*>(to) = pair;
+        } else {
+          to[0] = args.add ? to[0] + v[0] : v[0];
+          if (d + 1 < args.width) to[1] = args.add ? to[1] + v[1] : v[1];
+        }
+      }
+    }
+  }
+}
+
+__global__ void __launch_bounds__(kBlock, kResident) dw_kernel(DwArgs args, int64_t tiles) {
+  extern __shared__ uint4 dw_memory[];
+  auto* shared = reinterpret_cast<std::byte*>(dw_memory);
+  const int warp = static_cast<int>(threadIdx.x / 32);
+  const int first_output = warp % 2 * 16 * kStrips;
+  const int first_column = warp / 2 * 8 * kOctets;
+  for (int64_t index = blockIdx.x; index < tiles; index += gridDim.x) {
+    const DwPlace place(args, index, kTile, kTile);
+    const int64_t* offsets = place.offsets(args);
+    RowSteps<kDepth> ahead(offsets, args.units);
+    for (int s = 0; s < kStages - 1; ++s) {
+      if (ahead.more()) {
+        load_rows(args, place, ahead, shared + s * kStage);
+        ahead.advance();
+      }
+      commit_copies();
+    }
+    int read = 0;
+    int write = kStages - 1;
+    float sum[kStrips][kOctets][4];
+    for (int64_t unit = 0; unit < args.units; ++unit) {
+      each_sum(sum, [](int, float& value) { value = 0.0f; });
+      const int64_t end = offsets[unit + 1];
+      for (int64_t row = offsets[unit]; row < end; row += kDepth) {
+        wait_copies<kStages - 2>();
+        __syncthreads();  // the step is there for all; nobody reads the stage that is written next
+        if (ahead.more()) {
+          load_rows(args, place, ahead, shared + write * kStage);
+          ahead.advance();
+        }
+        commit_copies();
+        multiply_rows(sum, shared + read * kStage, first_output, first_column,
+                      static_cast<int>(min(int64_t{kDepth}, end - row)));
+        read = read + 1 == kStages ? 0 : read + 1;
+        write = write + 1 == kStages ? 0 : write + 1;
+      }
+      join_unit<kBlock>(args, unit, sum);
+    }
+    store_sums(args, place, first_output, first_column, sum);
+    wait_copies<0>();
+    __syncthreads();  // before the next tile's copies
+  }
+}
+
+void dw_bf16(Context& context, DwArgs args) {
+  allow_shared(&dw_kernel, kShared);
+  const int64_t tiles = dw_tiles(args, kTile, kTile);
+  const int64_t blocks = std::min(tiles, state_of(context).multiprocessors() * int64_t{kResident});
+  args.subtrees = scratch_of<float>(context, blocks * args.levels * kTile * kTile);
+  dw_kernel<<<static_cast<unsigned>(blocks), kBlock, kShared, state_of(context).stream()>>>(args,
+                                                                                            tiles);
+  state_of(context).check_launch("grouped_gemm_dw");
+}
+
+void weight_gradient(Context& context, AnyView dy, AnyView x, const UnitSegments& segments,
+                     AnyView dw, Write write) {
+  const int64_t outputs = dy.dim(1);
+  const int64_t width = x.dim(1);
+  if (outputs * width * segments.groups * segments.slots == 0) return;
+  ScratchScope scope(context.scratch());
+  const DwArgs args{.dy = static_cast<const std::byte*>(dy.data),
+                    .x = static_cast<const std::byte*>(x.data),
+                    .offsets = on_device(context, segments.offsets, segments.device_offsets),
+                    .dw = static_cast<float*>(dw.data),
+                    .subtrees = nullptr,
+                    .outputs = outputs,
+                    .width = width,
+                    .groups = segments.groups,
+                    .slots = segments.slots,
+                    .units = segments.units,
+                    .levels = waiting_levels(segments.units),
+                    .dy_vector = vectored<bf16>(dy.dim(0), outputs, {dy.data}),
+                    .x_vector = vectored<bf16>(x.dim(0), width, {x.data}),
+                    .pairs = width % 2 == 0 && reinterpret_cast<uintptr_t>(dw.data) % 8 == 0,
+                    .add = write == Write::kAdd};
+  x.dtype == DType::kBF16 ? dw_bf16(context, args) : dw_floats(context, args);
+}
+
+}  // namespace
+
+template <>
+const GroupedGemmDwKernels cuda::Table<GroupedGemmDwKernels>::value = {&weight_gradient};
+
+}  // namespace degu

@@ -1,0 +1,232 @@
+#include "kernels/tables/weight.h"
+
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/pack.cuh"
+#include "kernels/cuda/table.h"
+#include "kernels/cuda/weight_layout.cuh"
+
+namespace degu {
+namespace {
+
+using namespace degu::cuda;
+
+constexpr int kWarps = kThreads / 32;
+
+int64_t float_panels(int64_t outputs) {
+  return (outputs + kFloatPanel - 1) / kFloatPanel;
+}
+int64_t float_depth(int64_t inner) {
+  return (inner + kFloatStep - 1) / kFloatStep * kFloatStep;
+}
+
+size_t bytes_of(Scheme scheme, int64_t experts, int64_t outputs, int64_t inner) {
+  int64_t bytes = 0;
+  visit_format(scheme, [&]<class Format>() {
+    if constexpr (Format::kInfo.scheme == Scheme::kFp32) {
+      bytes = float_panels(outputs) * float_depth(inner) * kFloatPanel * 4;
+    } else {
+      using Layout = Chunk<Format>;
+      bytes = Layout::strips(outputs) * Layout::chunks(inner) * Layout::kBytes;
+    }
+  });
+  return static_cast<size_t>(experts * bytes);
+}
+
+// The numbers of a weight as a product meets them.
+template <class Source>
+struct Numbers {
+  const Source* data;
+  int64_t outputs;
+  int64_t inner;
+  bool outputs_adjacent;  // kBackward: [experts, inner, outputs]
+
+  __device__ Source at(int64_t expert, int64_t output, int64_t i) const {
+    if (output >= outputs || i >= inner) return Source{};
+    return data[outputs_adjacent ? (expert * inner + i) * outputs + output
+                                 : (expert * outputs + output) * inner + i];
+  }
+};
+
+__device__ inline uint32_t bf16_bits(float value) {
+  bf16 rounded;
+  assign(rounded, value);
+  return rounded.bits;
+}
+__device__ inline uint32_t bf16_bits(bf16 value) {
+  return value.bits;
+}
+
+// The place of a warp's chunk, or panel, in the weight.
+struct PiecePlace {
+  int64_t expert;
+  int64_t strip;
+  int64_t step;
+
+  __device__ PiecePlace(int64_t item, int64_t strips, int64_t steps)
+      : expert(item / (strips * steps)), strip(item / steps % strips), step(item % steps) {}
+};
+
+// A warp per chunk: its reads are runs of at least 32 bytes in either orientation.
+template <class Source>
+__global__ void __launch_bounds__(kThreads)
+    pack_numbers_kernel(Numbers<Source> w, int64_t items, std::byte* packed) {
+  using Layout = Chunk<Bf16Format>;
+  const int64_t item = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+  if (item >= items) return;
+  const PiecePlace place(item, Layout::strips(w.outputs), Layout::chunks(w.inner));
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  std::byte* chunk = packed + item * Layout::kBytes + lane * 16;
+#pragma unroll
+  for (int cell = 0; cell < Layout::kCells; ++cell) {
+    Words<16> out;
+#pragma unroll
+    for (int word = 0; word < 4; ++word) {
+      out.word[word] = 0;
+#pragma unroll
+      for (int i = 0; i < Layout::kPerWord; ++i) {
+        const ChunkElement e = Layout::element(cell, word, lane, i);
+        const Source value = w.at(place.expert, place.strip * kStripOutputs + e.output,
+                                  place.step * Layout::kInner + e.inner);
+        out.word[word] |= bf16_bits(value) << i * Layout::kBits;
+      }
+    }
+    *reinterpret_cast<Words<16>*>(chunk + cell * kCellBytes) = out;
+  }
+}
+
+// A warp per 8 inner elements of a panel; a lane has one output.
+constexpr int kFloatRun = 8;
+
+template <class Source>
+__global__ void __launch_bounds__(kThreads)
+    pack_floats_kernel(Numbers<Source> w, int64_t items, int64_t panels, int64_t depth,
+                       float* packed) {
+  const int64_t item = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+  if (item >= items) return;
+  const PiecePlace place(item, panels, depth / kFloatRun);
+  const int lane = static_cast<int>(threadIdx.x % 32);
+#pragma unroll
+  for (int j = 0; j < kFloatRun; ++j) {
+    packed[(item * kFloatRun + j) * kFloatPanel + lane] =
+        to_float(w.at(place.expert, place.strip * kFloatPanel + lane, place.step * kFloatRun + j));
+  }
+}
+
+template <class Source>
+void pack_source(Context& context, AnyView w, const PackedWeight& packed) {
+  const Numbers<Source> numbers{.data = static_cast<const Source*>(w.data),
+                                .outputs = packed.outputs,
+                                .inner = packed.inner,
+                                .outputs_adjacent = packed.orientation == Orientation::kBackward};
+  CUstream_st* stream = state_of(context).stream();
+  if (packed.scheme == Scheme::kFp32) {
+    const int64_t panels = float_panels(packed.outputs);
+    const int64_t depth = float_depth(packed.inner);
+    const int64_t items = packed.experts * panels * (depth / kFloatRun);
+    if (items == 0) return;
+    pack_floats_kernel<<<blocks_for(items, kWarps), kThreads, 0, stream>>>(
+        numbers, items, panels, depth, static_cast<float*>(packed.bytes));
+  } else {
+    using Layout = Chunk<Bf16Format>;
+    const int64_t items =
+        packed.experts * Layout::strips(packed.outputs) * Layout::chunks(packed.inner);
+    if (items == 0) return;
+    pack_numbers_kernel<<<blocks_for(items, kWarps), kThreads, 0, stream>>>(
+        numbers, items, static_cast<std::byte*>(packed.bytes));
+  }
+  state_of(context).check_launch("pack_weight");
+}
+
+void pack(Context& context, AnyView w, const PackedWeight& packed) {
+  w.dtype == DType::kBF16 ? pack_source<bf16>(context, w, packed)
+                          : pack_source<float>(context, w, packed);
+}
+
+// Codes and scales as a checkpoint holds them.
+struct StoredCodes {
+  const uint8_t* codes;
+  const bf16* scales;
+  int64_t outputs;
+  int64_t inner;
+};
+
+// A code as the chunk holds it; stops at one that the scheme does not have.
+template <class Format>
+__device__ inline uint32_t code_at(const StoredCodes& w, int64_t expert, int64_t output,
+                                   int64_t i) {
+  using Layout = Chunk<Format>;
+  const bool nibble = Layout::kCodes == Codes::kInt4;
+  uint32_t code = nibble ? 8 : 0;
+  if (output < w.outputs && i < w.inner) {
+    const int64_t row = expert * w.outputs + output;
+    code = stored_code(Layout::kCodes, w.codes + row * code_bytes(Layout::kCodes, w.inner), i);
+    require(nibble                           ? code != 0
+            : Layout::kCodes == Codes::kE4M3 ? (code & 0x7f) != 0x7f
+                                             : code != 0x80);
+  }
+  return nibble && Layout::kInteger ? code ^ 8 : code;
+}
+
+template <class Format>
+__global__ void __launch_bounds__(kThreads)
+    pack_codes_kernel(StoredCodes w, int64_t items, std::byte* packed) {
+  using Layout = Chunk<Format>;
+  const int64_t item = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+  if (item >= items) return;
+  const PiecePlace place(item, Layout::strips(w.outputs), Layout::chunks(w.inner));
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  std::byte* chunk = packed + item * Layout::kBytes;
+#pragma unroll 1
+  for (int cell = 0; cell < Layout::kCells; ++cell) {
+    Words<16> out;
+#pragma unroll
+    for (int word = 0; word < 4; ++word) {
+      out.word[word] = 0;
+#pragma unroll
+      for (int i = 0; i < Layout::kPerWord; ++i) {
+        const ChunkElement e = Layout::element(cell, word, lane, i);
+        out.word[word] |= code_at<Format>(w, place.expert, place.strip * kStripOutputs + e.output,
+                                          place.step * Layout::kInner + e.inner)
+                          << i * Layout::kBits;
+      }
+    }
+    *reinterpret_cast<Words<16>*>(chunk + cell * kCellBytes + lane * 16) = out;
+  }
+  auto* scales = reinterpret_cast<bf16*>(chunk + Layout::kScalesAt);
+  const int64_t groups = scale_groups(w.inner);
+  for (int i = lane; i < Layout::kGroups * kStripOutputs; i += 32) {
+    const int64_t output = place.strip * kStripOutputs + i % kStripOutputs;
+    const int64_t group = place.step * Layout::kGroups + i / kStripOutputs;
+    bf16 scale;
+    if (output < w.outputs && group < groups) {
+      scale = w.scales[(place.expert * w.outputs + output) * groups + group];
+    }
+    scales[i] = scale;
+  }
+}
+
+void pack_codes(Context& context, const QuantizedWeight& weight, const PackedWeight& packed) {
+  const StoredCodes stored{.codes = static_cast<const uint8_t*>(weight.codes.data),
+                           .scales = static_cast<const bf16*>(weight.scales.data),
+                           .outputs = packed.outputs,
+                           .inner = packed.inner};
+  visit_format(packed.scheme, [&]<class Format>() {
+    if constexpr (Format::kInfo.quantized()) {
+      using Layout = Chunk<Format>;
+      const int64_t items =
+          packed.experts * Layout::strips(packed.outputs) * Layout::chunks(packed.inner);
+      if (items == 0) return;
+      pack_codes_kernel<Format>
+          <<<blocks_for(items, kWarps), kThreads, 0, state_of(context).stream()>>>(
+              stored, items, static_cast<std::byte*>(packed.bytes));
+    }
+  });
+  state_of(context).check_launch("pack_weight");
+}
+
+}  // namespace
+
+template <>
+const WeightKernels cuda::Table<WeightKernels>::value = {&bytes_of, &pack, &pack_codes};
+
+}  // namespace degu
