@@ -196,7 +196,7 @@ ExitCode sweep(SweepArguments arguments) {
       .folder = arguments.folder,
       .ranks_per_run = file.sweep.ranks_per_run,
       .threads = job.context().threads(),
-      .shared_configuration = to_yaml(shared) + dataset.fingerprint(),
+      .shared_configuration = identity_text(shared) + dataset.fingerprint(),
       .retry_failed = arguments.retry_failed};
   const scaling::SweepOutcome outcome =
       run_sweep(families, defaults.sequence_length, options, job.world(),

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <csignal>
 #include <filesystem>
@@ -313,6 +314,23 @@ RunConfig resolve_config(RunConfig config, const TokenDataset& dataset) {
   config.model = config.model.resolved();
   config.check();
   return config;
+}
+
+std::string identity_text(const RunConfig& config) {
+  // The indented lines of keys in the order in which they came; each name occurs once in a run's
+  // YAML.
+  constexpr std::array kLater = {"record_routes", "replay_routes"};
+  std::string text = to_yaml(config);
+  const std::string defaults = to_yaml(RunConfig{});
+  for (const char* key : kLater) {
+    const std::string start = fmt::format("\n  {}: ", key);
+    const size_t from = defaults.find(start);
+    DEGU_DCHECK(from != std::string::npos && defaults.find(start, from + 1) == std::string::npos);
+    const std::string line = defaults.substr(from, defaults.find('\n', from + 1) - from);
+    const size_t found = text.find(line + "\n");
+    if (found != std::string::npos) text.erase(found, line.size());
+  }
+  return text;
 }
 
 RunResult run_training(const RunConfig& config, const RunOptions& options,

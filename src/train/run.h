@@ -62,6 +62,12 @@ struct RunResult {
 // Collective only in that every rank calls it with the same arguments.
 RunConfig resolve_config(RunConfig config, const TokenDataset& dataset);
 
+// What a configuration is recognised by, such as the runs of a sweep that is started again: its
+// YAML, in which a key that was added after the first sweeps stands only when it is not at its
+// default. So a new key with a default changes nobody's identity. A new key of RunConfig is listed
+// in the function; tests/train/identity_test.cc fails until it is.
+std::string identity_text(const RunConfig& config);
+
 RunResult run_training(const RunConfig& config, const RunOptions& options,
                        const TokenDataset& dataset, Communicator& world, Context& context);
 
