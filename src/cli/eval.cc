@@ -22,6 +22,7 @@ struct EvalArguments {
   int64_t batch = 8;
   int expert_parallel = 1;
   int threads = 0;
+  PlacementArguments placement;
   std::string tokens;
   std::string gradients;
   std::string replay;
@@ -94,7 +95,7 @@ void print_comparison(const Comparison& c) {
 ExitCode compare(const EvalArguments& arguments, Job& job, const ComparedModel& compared,
                  const std::string& folder, const StepPlan& plan, const ValidationSet& data) {
   LoadedModel reference(arguments.reference);
-  reference.load(job, arguments.expert_parallel);
+  reference.load(job, arguments.expert_parallel, arguments.placement);
   const Comparison result = compare_models(
       job.context(), compared, {*reference.parameters, *reference.model}, plan, data, &job.world());
   if (job.world().rank() != 0) return ExitCode::kDone;
@@ -112,7 +113,7 @@ ExitCode compare(const EvalArguments& arguments, Job& job, const ComparedModel& 
 ExitCode replay_routes(const EvalArguments& arguments, Job& job, LoadedModel& loaded) {
   if (job.world().size() > 1) throw ConfigError("--replay runs on one rank");
   const std::vector<RecordedRoutes> texts = read_routes(arguments.replay, loaded.config.model);
-  loaded.load(job, 1);
+  loaded.load(job, 1, arguments.placement);
   const ReplayLoss r = replay_loss(job.context(), {*loaded.parameters, *loaded.model}, texts);
   if (arguments.json) {
     const nlohmann::ordered_json out = {{"checkpoint", loaded.folder},
@@ -155,7 +156,7 @@ ExitCode eval(const EvalArguments& arguments) {
     throw DataError(
         "{}: the shards of data.paths were made with another tokenizer than the model's", folder);
   }
-  loaded.load(job, arguments.expert_parallel);
+  loaded.load(job, arguments.expert_parallel, arguments.placement);
   const ValidationSet data(dataset, config.data);
   const StepPlan plan{
       .sequence_length = config.data.sequence_length,
@@ -192,6 +193,7 @@ Action attach_eval(CLI::App& app) {
   app.add_option("--replay", a->replay,
                  "loss on the texts of this file of `degu generate --routes`, with experts chosen "
                  "anew and with the recorded ones");
+  add_placement_options(app, a->placement);
   app.add_flag("--json", a->json, "print the result as one JSON object");
   return [a] { return eval(*a); };
 }

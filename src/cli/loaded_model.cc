@@ -18,15 +18,16 @@ LoadedModel::LoadedModel(const std::string& path)
       config(checkpoint_config(reader)),
       tokenizer(Tokenizer::from_bytes(reader.attachment("tokenizer.model"), folder)) {}
 
-void LoadedModel::load(Job& job, int expert_parallel) {
+void LoadedModel::load(Job& job, int expert_parallel, const PlacementArguments& placement) {
   mesh = std::make_unique<Mesh>(job.world(), expert_parallel);
   ExpertRange experts;
   if (config.model.moe.experts > 0) {
     const Range range = mesh->layout().experts(config.model.moe.experts);
     experts = {range.begin, range.size()};
   }
-  parameters = load_for_inference(job.context(), reader, config.model,
-                                  activation_type(config.train.precision), experts);
+  parameters = load_for_inference(
+      job.context(), reader, config.model, activation_type(config.train.precision), experts,
+      settle_placement(job, reader, config.model, expert_parallel, placement));
   model = std::make_unique<Transformer>(*parameters, expert_parallel > 1 ? &mesh->ep() : nullptr,
                                         /*unit_slots=*/false);
 }

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "cli/job.h"
+#include "cli/placement_option.h"
 #include "comm/mesh.h"
 #include "data/tokenizer.h"
 #include "io/checkpoint.h"
@@ -22,8 +23,8 @@ struct LoadedModel {
   // between.
   explicit LoadedModel(const std::string& path);
   // Reads this rank's weights and packs them. Experts are spread over runs of `expert_parallel`
-  // ranks. Collective.
-  void load(Job& job, int expert_parallel);
+  // ranks as `placement` says. Collective.
+  void load(Job& job, int expert_parallel, const PlacementArguments& placement = {});
   // The same values with all experts on this rank.
   std::unique_ptr<ParameterSet> load_whole(Context& context);
 

@@ -16,6 +16,7 @@ struct ParityArguments {
   int rounds = 2;
   int64_t longest = 200;
   std::string kv_type = "auto";
+  PlacementArguments placement;
   bool json = false;
 };
 
@@ -62,6 +63,7 @@ void print_json(const ParityReport& report, const LoadedModel& loaded, const Job
                               {"paths", paths},
                               {"ranks", ranks},
                               {"kv", a.kv_type},
+                              {"placement", a.placement.placement},
                               {"isa", isa_name(job.context().isa())},
                               {"checkpoint", loaded.folder}};
   std::printf("%s\n", out.dump(2).c_str());
@@ -71,7 +73,7 @@ ExitCode parity(const ParityArguments& a) {
   Job job(0);
   LoadedModel loaded(a.checkpoint);
   const int ranks = job.world().size();
-  loaded.load(job, loaded.config.model.moe.experts > 0 ? ranks : 1);
+  loaded.load(job, loaded.config.model.moe.experts > 0 ? ranks : 1, a.placement);
   const DType type = a.kv_type == "int8" ? DType::kI8 : loaded.parameters->activation();
   const ParityOptions options{.seed = static_cast<uint64_t>(a.seed),
                               .sequences = a.sequences,
@@ -79,7 +81,7 @@ ExitCode parity(const ParityArguments& a) {
                               .longest = a.longest,
                               .kv_type = type};
   ParityReport mine;
-  if (ranks == 1) {
+  if (ranks == 1 && loaded.parameters->placement().contiguous()) {
     mine = check_parity(job.context().isa(), *loaded.parameters, options);
   } else {
     const auto whole = loaded.load_whole(job.context());
@@ -114,6 +116,7 @@ Action attach_parity(CLI::App& app) {
       ->check(CLI::PositiveNumber);
   app.add_option("--kv", a->kv_type, "type of keys and values: auto (as activations) or int8")
       ->check(CLI::IsMember({"auto", "int8"}));
+  add_placement_options(app, a->placement);
   app.add_flag("--json", a->json, "print the result as one JSON object");
   return [a] { return parity(*a); };
 }

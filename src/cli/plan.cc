@@ -423,6 +423,7 @@ ExitCode run_plan(const PlanCommand& command) {
   if (!command.serve.model.empty()) {
     PlanServeArguments serve = command.serve;
     serve.memory = command.serve_memory;
+    serve.out = command.out;
     serve.overrides = command.overrides;
     serve.json = command.json;
     return plan_serve(serve);
@@ -485,7 +486,8 @@ Action attach_plan(CLI::App& app) {
   app.add_option("--extrapolation", c.extrapolation,
                  "warn beyond this factor of the largest run's FLOPs")
       ->capture_default_str();
-  app.add_option("--out", c.out, "write the planned run's YAML");
+  app.add_option("--out", c.out,
+                 "write the planned run's YAML; with --serve: the placement of experts");
   app.add_option("--json-out", c.json_out, "write the plan as JSON, for --compare");
   add_plan_serve_options(app, c.serve);
   add_plan_train_options(app, c.train);

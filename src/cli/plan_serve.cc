@@ -3,12 +3,13 @@
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
-#include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
 
 #include "cli/loaded_model.h"
+#include "cli/plan_measure.h"
+#include "cli/plan_placement.h"
 #include "comm/thread_comm.h"
 #include "compress/policy.h"
 #include "config/yaml.h"
@@ -27,6 +28,7 @@ struct ServedModel {
   DType activation = DType::kBF16;
   int64_t context = 0;
   std::optional<QuantizationInfo> held;  // how a quantized checkpoint holds its tensors
+  std::optional<ExpertFrequencies> frequencies;
 };
 
 ServedModel read_model(const PlanServeArguments& a) {
@@ -40,6 +42,9 @@ ServedModel read_model(const PlanServeArguments& a) {
     m.name = reader.folder();
     config = checkpoint_config(reader);
     m.held = quantization_of(reader);
+    if (a.frequencies.empty() && a.ranks > 1) {
+      m.frequencies = checkpoint_frequencies(reader, config.model);
+    }
   } else {
     config = load_config<RunConfig>(a.model, a.overrides);
     if (config.model.vocab == 0) {
@@ -49,6 +54,7 @@ ServedModel read_model(const PlanServeArguments& a) {
   }
   m.shape = config.model.resolved();
   require_servable(m.shape);
+  if (!a.frequencies.empty()) m.frequencies = read_frequencies(a.frequencies, m.shape);
   m.activation = m.held ? DType::kBF16 : activation_type(config.train.precision);
   m.context = a.context > 0 ? a.context : config.data.sequence_length;
   return m;
@@ -108,43 +114,6 @@ std::vector<RankMemory> measure_ranks(const ServedModel& model, const PlanServeA
   return ranks;
 }
 
-// Rows of each expert, over all layers, in recorded routes.
-std::vector<int64_t> expert_rows(const std::string& path, int64_t experts) {
-  std::ifstream file(path);
-  if (!file) throw IoError("{}: cannot be read; --routes takes a file of degu generate", path);
-  std::vector<int64_t> rows(static_cast<size_t>(experts), 0);
-  int64_t number = 0;
-  for (std::string line; std::getline(file, line);) {
-    ++number;
-    try {
-      const Json parsed = Json::parse(line);
-      for (const Json& layer : parsed.at("experts")) {
-        for (const Json& expert : layer) ++rows.at(expert.get<size_t>());
-      }
-    } catch (const std::exception& error) {
-      throw DataError("{}:{}: not a line of routes of a model with {} experts: {}", path, number,
-                      experts, error.what());
-    }
-  }
-  return rows;
-}
-
-// Share of all routed rows that each rank's experts take.
-std::vector<double> rank_shares(const std::vector<RankMemory>& ranks,
-                                const std::vector<int64_t>& rows) {
-  int64_t all = 0;
-  for (int64_t r : rows) all += r;
-  std::vector<double> shares;
-  for (const RankMemory& rank : ranks) {
-    int64_t own = 0;
-    for (int64_t e = 0; e < rank.experts; ++e) {
-      own += rows[static_cast<size_t>(rank.first_expert + e)];
-    }
-    shares.push_back(all > 0 ? static_cast<double>(own) / static_cast<double>(all) : 0);
-  }
-  return shares;
-}
-
 struct PlannedScheme {
   std::string name;
   std::vector<RankMemory> ranks;
@@ -169,6 +138,77 @@ std::vector<PlannedScheme> plan_schemes(const ServedModel& model, const PlanServ
   return out;
 }
 
+// Nothing with one rank, or when nobody measured how often experts are taken. ConfigError when the
+// command line needs it all the same.
+std::optional<PlannedPlacement> placement_of(const ServedModel& model,
+                                             const PlanServeArguments& a) {
+  const std::string wanted = !a.out.empty()           ? "--out " + a.out
+                             : !a.frequencies.empty() ? "--frequencies " + a.frequencies
+                             : a.placement != "auto"  ? "--placement " + a.placement
+                                                      : "";
+  if (a.ranks == 1) {
+    if (wanted.empty()) return std::nullopt;
+    throw ConfigError("{}: one rank holds all experts; give --ranks R to place them", wanted);
+  }
+  if (model.frequencies) {
+    return plan_placement(model.shape, a.ranks, a.placement, *model.frequencies);
+  }
+  if (wanted.empty()) return std::nullopt;
+  throw ConfigError(
+      "{}: nobody measured how often {}'s experts are taken; give --frequencies FILE, of `degu "
+      "generate --routes`, a run's folder, or what a server's /metrics said",
+      wanted, model.name);
+}
+
+// Beside the prediction for the scheme that the checkpoint holds.
+struct Measurement {
+  std::vector<RankMemory> predicted;
+  MeasuredMemory measured;
+
+  size_t predicted_pass() const {
+    size_t sum = 0;
+    for (const RankMemory& rank : predicted) {
+      sum += rank.workspace + rank.scratch + static_cast<size_t>(measured.pages) * rank.page;
+    }
+    return sum;
+  }
+};
+
+std::optional<Measurement> measurement_of(const ServedModel& model, const PlanServeArguments& a,
+                                          const std::optional<PlannedPlacement>& placement) {
+  if (!a.measure) return std::nullopt;
+  if (!std::filesystem::is_directory(a.model)) {
+    throw ConfigError("--measure loads weights; {} is a configuration, give a checkpoint", a.model);
+  }
+  const Scheme held = model.held ? model.held->scheme : training_scheme(model.activation);
+  return Measurement{.predicted = measure_ranks(model, a, held),
+                     .measured = measure_serving(
+                         model.name, a, placement ? placement->placement : ExpertPlacement{})};
+}
+
+Json measurement_json(const Measurement& m) {
+  Json out = {{"ranks", Json::array()},
+              {"pass", {{"predicted", m.predicted_pass()}, {"measured", m.measured.pass}}}};
+  for (size_t r = 0; r < m.predicted.size(); ++r) {
+    out["ranks"].push_back(
+        {{"weights",
+          {{"predicted", m.predicted[r].weights}, {"measured", m.measured.weights_P[r]}}}});
+  }
+  return out;
+}
+
+void print_measurement(const Measurement& m) {
+  const auto mib = [](size_t bytes) { return static_cast<double>(bytes) / (1024.0 * 1024.0); };
+  fmt::print("\nmeasured, all ranks as threads of this process; MiB\n{:<32} {:>10} {:>10}\n", "",
+             "predicted", "measured");
+  for (size_t r = 0; r < m.predicted.size(); ++r) {
+    fmt::print("{:<32} {:>10.2f} {:>10.2f}\n", fmt::format("weights of rank {}", r),
+               mib(m.predicted[r].weights), mib(m.measured.weights_P[r]));
+  }
+  fmt::print("{:<32} {:>10.2f} {:>10.2f}\n", "a full pass on all ranks", mib(m.predicted_pass()),
+             mib(m.measured.pass));
+}
+
 int64_t pages_of(const ServedModel& model, int64_t contexts) {
   return contexts * kv_pages_for(model.context);
 }
@@ -181,7 +221,8 @@ int64_t contexts_within(const ServedModel& model, const RankMemory& rank, double
 }
 
 Json plan_json(const ServedModel& model, const PlanServeArguments& a,
-               const std::vector<PlannedScheme>& schemes, const std::vector<double>& shares) {
+               const std::vector<PlannedScheme>& schemes,
+               const std::optional<PlannedPlacement>& placement) {
   Json out = {{"model", model.name},          {"ranks", a.ranks},
               {"context", model.context},     {"running", a.running},
               {"pass_tokens", a.pass_tokens}, {"kv", a.kv}};
@@ -198,17 +239,18 @@ Json plan_json(const ServedModel& model, const PlanServeArguments& a,
                    {"cache_per_token", static_cast<double>(m.page) / kKvPageKeys},
                    {"cache", cache},
                    {"total", m.fixed() + cache}};
-      if (!shares.empty()) rank["share_of_rows"] = shares[r];
       if (a.memory > 0) rank["contexts_within_memory"] = contexts_within(model, m, a.memory);
       entry["ranks"].push_back(rank);
     }
     out["schemes"].push_back(entry);
   }
+  if (placement) out["placement"] = placement_json(*placement);
   return out;
 }
 
 void print_plan(const ServedModel& model, const PlanServeArguments& a,
-                const std::vector<PlannedScheme>& schemes, const std::vector<double>& shares) {
+                const std::vector<PlannedScheme>& schemes,
+                const std::optional<PlannedPlacement>& placement) {
   const auto mib = [](size_t bytes) { return static_cast<double>(bytes) / (1024.0 * 1024.0); };
   fmt::print("{}: {} contexts of {} tokens, passes of {} tokens, on {} rank{}; MiB\n", model.name,
              a.running, model.context, a.pass_tokens, a.ranks, a.ranks > 1 ? "s" : "");
@@ -220,8 +262,7 @@ void print_plan(const ServedModel& model, const PlanServeArguments& a,
       const RankMemory& m = scheme.ranks[r];
       const size_t cache = static_cast<size_t>(pages_of(model, a.running)) * m.page;
       const std::string experts =
-          m.experts == 0 ? "-"
-                         : fmt::format("{}..{}", m.first_expert, m.first_expert + m.experts - 1);
+          m.experts == 0 ? "-" : fmt::format("{} of {}", m.experts, model.shape.moe.experts);
       fmt::print(
           "{:<8} {:>4} {:>10} {:>12.2f} {:>10.2f} {:>10.2f} {:>10.0f} {:>10.2f} {:>12.2f}{}\n",
           scheme.name, r, experts, mib(m.weights), mib(m.workspace), mib(m.scratch),
@@ -234,9 +275,12 @@ void print_plan(const ServedModel& model, const PlanServeArguments& a,
         "every rank holds all layers' attention, norms, routers, embedding and head, its "
         "experts of each MoE layer, and its own sequences' cache\n");
   }
-  for (size_t r = 0; r < shares.size(); ++r) {
-    fmt::print("rank {}: {:.1f} % of the recorded rows ({:.2f} of an even share)\n", r,
-               100 * shares[r], shares[r] * a.ranks);
+  if (placement) {
+    print_placement(*placement);
+  } else if (a.ranks > 1) {
+    fmt::print(
+        "how often each expert is taken is not known; with --frequencies FILE (routes, or a run's "
+        "folder) experts are placed on the ranks by it\n");
   }
 }
 
@@ -266,8 +310,17 @@ void add_plan_serve_options(CLI::App& app, PlanServeArguments& a) {
       ->check(CLI::PositiveNumber);
   app.add_option("--kv", a.kv, "with --serve: auto (as activations) or int8")
       ->check(CLI::IsMember({"auto", "int8"}));
-  app.add_option("--routes", a.routes,
-                 "with --serve: routes of `degu generate --routes`, for each rank's share of work");
+  app.add_option("--frequencies,--routes", a.frequencies,
+                 "with --serve: how often experts are taken: a file of `degu generate --routes`, a "
+                 "run's folder or its metrics.jsonl, a server's /metrics in a file; default: what "
+                 "the checkpoint knows");
+  app.add_option("--placement", a.placement,
+                 "with --serve: auto (experts on ranks by frequency), contiguous, or a file of "
+                 "--out to look at")
+      ->capture_default_str();
+  app.add_flag("--measure", a.measure,
+               "with --serve: load the checkpoint as so many ranks, run one full pass, and print "
+               "what memory that took beside what was predicted");
 }
 
 ExitCode plan_serve(const PlanServeArguments& a) {
@@ -277,15 +330,17 @@ ExitCode plan_serve(const PlanServeArguments& a) {
                       model.shape.moe.experts);
   }
   const std::vector<PlannedScheme> schemes = plan_schemes(model, a);
-  std::vector<double> shares;
-  if (!a.routes.empty()) {
-    shares = rank_shares(schemes.front().ranks, expert_rows(a.routes, model.shape.moe.experts));
-  }
+  const std::optional<PlannedPlacement> placement = placement_of(model, a);
+  if (!a.out.empty()) write_placement(*placement, a.out);
+  const std::optional<Measurement> measurement = measurement_of(model, a, placement);
   if (a.json) {
-    fmt::print("{}\n", plan_json(model, a, schemes, shares).dump(2));
-  } else {
-    print_plan(model, a, schemes, shares);
+    Json out = plan_json(model, a, schemes, placement);
+    if (measurement) out["measured"] = measurement_json(*measurement);
+    fmt::print("{}\n", out.dump(2));
+    return ExitCode::kDone;
   }
+  print_plan(model, a, schemes, placement);
+  if (measurement) print_measurement(*measurement);
   return ExitCode::kDone;
 }
 

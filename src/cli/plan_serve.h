@@ -20,8 +20,11 @@ struct PlanServeArguments {
   int64_t running = 64;
   int64_t pass_tokens = 256;
   std::string kv = "auto";
-  double memory = 0;   // bytes per rank; 0: nothing to compare with
-  std::string routes;  // of `degu generate --routes`: how much work each rank's experts get
+  double memory = 0;  // bytes per rank; 0: nothing to compare with
+  std::string frequencies;
+  std::string placement = "auto";
+  std::string out;  // the file of the placement
+  bool measure = false;
   std::vector<std::string> overrides;
   bool json = false;
 };

@@ -65,6 +65,7 @@ void add_serving_options(CLI::App& app, ServingArguments& a) {
   app.add_option("--depth", a.depth, "most drafts per sequence and pass")
       ->check(CLI::Range(0, kMaxDraftDepth));
   app.add_flag("--fixed-depth", a.fixed_depth, "always --depth, instead of what estimates advise");
+  add_placement_options(app, a.placement);
 }
 
 std::vector<int32_t> encode_prompt(const Tokenizer& tokenizer, const std::string& text, bool bos) {
@@ -80,6 +81,7 @@ std::vector<int32_t> encode_prompt(const Tokenizer& tokenizer, const std::string
 
 nlohmann::ordered_json memory_json(const MemoryPlan& plan, Context& context) {
   return {{"weights", plan.weights},
+          {"weights_measured", plan.loaded},
           {"cache", static_cast<size_t>(plan.pages) * plan.page},
           {"cache_per_token", static_cast<double>(plan.page) / kKvPageKeys},
           {"workspace", plan.workspace},
@@ -114,7 +116,10 @@ ServingSetup::ServingSetup(Job& job, const std::string& checkpoint,
   if (ranks > 1 && model_.config.model.moe.experts == 0) {
     throw ConfigError("a dense model has no experts to spread over {} ranks; run it on one", ranks);
   }
-  model_.load(job, ranks);
+  const size_t before = anonymous_bytes();
+  model_.load(job, ranks, arguments_.placement);
+  const size_t after = anonymous_bytes();
+  memory_.loaded = after > before ? after - before : 0;
   kv_type_ = arguments_.kv_type == "int8" ? DType::kI8 : model_.parameters->activation();
   context_ = arguments_.context > 0 ? arguments_.context : model_.config.data.sequence_length;
   if (context_ > model_.config.data.sequence_length) {
@@ -164,14 +169,22 @@ void ServingSetup::plan_memory() {
         "--kv-tokens, or lower --context",
         pages, kKvPageKeys, context_);
   }
+  log_memory();
+}
+
+// A line per rank, what was predicted beside what is measured; written by rank 0.
+void ServingSetup::log_memory() {
   const auto mib = [](size_t bytes) { return static_cast<double>(bytes) / (1024.0 * 1024.0); };
-  log_info(
-      "memory: weights {:.1f} MiB, workspace up to {:.1f}, scratch up to {:.1f}, cache {} tokens "
-      "in "
-      "{:.1f}, draft {:.1f}; {:.1f} in all, {:.1f} in memory now",
-      mib(memory_.weights), mib(memory_.workspace), mib(memory_.scratch), pages * kKvPageKeys,
-      mib(static_cast<size_t>(pages) * memory_.page), mib(memory_.draft), mib(memory_.total()),
-      mib(resident_bytes()));
+  const std::string line = fmt::format(
+      "weights {:.1f} MiB ({:.1f} measured), workspace up to {:.1f}, scratch up to {:.1f}, cache "
+      "{} tokens in {:.1f}, draft {:.1f}; {:.1f} in all, {:.1f} in memory now",
+      mib(memory_.weights), mib(memory_.loaded), mib(memory_.workspace), mib(memory_.scratch),
+      memory_.pages * kKvPageKeys, mib(static_cast<size_t>(memory_.pages) * memory_.page),
+      mib(memory_.draft), mib(memory_.total()), mib(resident_bytes()));
+  const std::vector<std::string> lines = job_.world().gather_text(line);
+  for (size_t r = 0; r < lines.size(); ++r) {
+    log_info("memory{}: {}", lines.size() > 1 ? fmt::format(" of rank {}", r) : "", lines[r]);
+  }
 }
 
 void ServingSetup::load_draft() {

@@ -27,6 +27,7 @@ struct ServingArguments {
   std::string speculate = "off";  // off, ngram, draft
   int depth = 4;
   bool fixed_depth = false;
+  PlacementArguments placement;
 };
 void add_serving_options(CLI::App& app, ServingArguments& arguments);
 // How tokens are drawn, but for the seed.
@@ -35,6 +36,7 @@ void add_sampling_options(CLI::App& app, SamplingParams& sampling);
 // Where a rank's bytes go; decided before the first request and never exceeded.
 struct MemoryPlan {
   size_t weights = 0;
+  size_t loaded = 0;     // measured: by how much this process grew while they were read
   size_t workspace = 0;  // activations and logits of one pass; on rank 0 those of all ranks
   size_t scratch = 0;    // a bound on what operators take besides (infer/memory_plan.h)
   size_t page = 0;       // one page, all layers
@@ -71,6 +73,7 @@ class ServingSetup {
  private:
   struct Draft;
   void plan_memory();
+  void log_memory();
   void load_draft();
 
   Job& job_;

@@ -36,6 +36,15 @@ class Phase {
   bool integers_;
 };
 
+// A line of /proc/self/status, which counts in KiB.
+size_t status_bytes(const std::string& key) {
+  std::ifstream file("/proc/self/status");
+  for (std::string line; std::getline(file, line);) {
+    if (line.starts_with(key)) return std::stoull(line.substr(key.size())) * 1024;
+  }
+  throw IoError("/proc/self/status has no {}", key);
+}
+
 }  // namespace
 
 size_t scratch_bytes(int threads, ParameterSet& parameters, const PassLimits& limits, int ranks) {
@@ -64,6 +73,7 @@ size_t scratch_bytes(int threads, ParameterSet& parameters, const PassLimits& li
     const int64_t received = ranks * limits.rows * std::min<int64_t>(s.moe.top_k, here);
     if (type != DType::kF32) experts.take(DType::kF32, limits.rows, s.width);  // the router's copy
     experts.take(DType::kI64, sent, 2);
+    experts.take(DType::kI32, sent, 1);  // where a placement puts the chosen experts
     experts.take(DType::kI64, 64, s.moe.experts);
     experts.product_input(limits.rows, s.width);
     experts.product_input(received, s.width);
@@ -89,12 +99,12 @@ size_t resident_bytes() {
   return resident * static_cast<size_t>(sysconf(_SC_PAGESIZE));
 }
 
+size_t anonymous_bytes() {
+  return status_bytes("RssAnon:");
+}
+
 size_t peak_resident_bytes() {
-  std::ifstream file("/proc/self/status");
-  for (std::string line; std::getline(file, line);) {
-    if (line.starts_with("VmHWM:")) return std::stoull(line.substr(6)) * 1024;
-  }
-  throw IoError("/proc/self/status has no VmHWM");
+  return status_bytes("VmHWM:");
 }
 
 }  // namespace degu

@@ -18,5 +18,7 @@ size_t scratch_bytes(int threads, ParameterSet& parameters, const PassLimits& li
 size_t resident_bytes();
 // The most of them that were in memory at once.
 size_t peak_resident_bytes();
+// Of those in memory now, what no file backs: data, not programs and libraries.
+size_t anonymous_bytes();
 
 }  // namespace degu

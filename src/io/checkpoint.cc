@@ -419,6 +419,9 @@ void CheckpointReader::Impl::read_part(const std::string& name, const Manifest::
 
 void CheckpointReader::read_ahead(int64_t bytes) {
   impl_->window = bytes;
+  if (bytes > 0) return;
+  impl_->cached = nullptr;
+  std::vector<std::byte>().swap(impl_->cache);  // an assignment would keep its memory
 }
 
 std::vector<std::string> CheckpointReader::attachments() const {

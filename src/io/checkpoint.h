@@ -94,7 +94,8 @@ class CheckpointReader {
 
   // For a reader of many tensors in about the order they were written in: from now on each read
   // also asks the system for up to `bytes` of what follows it in the file, so that the disk works
-  // while the caller does.
+  // while the caller does. 0 ends this, and gives back the memory in which the reader keeps the
+  // part it read last for further slices of it.
   void read_ahead(int64_t bytes);
 
   std::vector<std::string> attachments() const;

@@ -1,5 +1,7 @@
 #include "model/load.h"
 
+#include <malloc.h>
+
 #include <algorithm>
 #include <array>
 #include <cstring>
@@ -32,8 +34,10 @@ struct StoredTensor {
 // reading it.
 class TensorLoader {
  public:
-  TensorLoader(CheckpointReader& reader, ExpertRange experts)
-      : reader_(reader), experts_(experts), memory_{Arena(most_bytes()), Arena(most_bytes())} {}
+  TensorLoader(CheckpointReader& reader, const ParameterSet& parameters)
+      : reader_(reader),
+        parameters_(parameters),
+        memory_{Arena(most_bytes()), Arena(most_bytes())} {}
 
   // The views live until the call after the next.
   StoredTensor read(const std::string& name, const ParameterSpec& spec, Scheme scheme) {
@@ -64,9 +68,37 @@ class TensorLoader {
       reader_.read(name, out);
       return out;
     }
-    const AnyView out = memory_[turn_].take(type, {experts_.count, whole[1], whole[2]});
-    reader_.read(name, {experts_.begin, 0, 0}, out);
+    const ExpertRange experts = parameters_.experts();
+    const AnyView out = memory_[turn_].take(type, {experts.count, whole[1], whole[2]});
+    // In the order of the file, so that none of its parts is read twice; experts that follow each
+    // other there and here in one piece.
+    const std::vector<ExpertRun> runs = runs_of(spec.layer, whole[0]);
+    for (const ExpertRun& run : runs) {
+      reader_.read(name, {run.expert, 0, 0}, out.rows(run.slot - experts.begin, run.count));
+    }
     return out;
+  }
+
+  struct ExpertRun {
+    int64_t expert, slot, count;
+  };
+  // This rank's experts, ascending.
+  std::vector<ExpertRun> runs_of(int layer, int64_t experts) const {
+    const auto [begin, count] = parameters_.experts();
+    const std::span<const int32_t> slot_E = parameters_.placement().slots(layer);
+    if (slot_E.empty()) return {{begin, begin, count}};
+    std::vector<ExpertRun> runs;
+    for (int64_t e = 0; e < experts; ++e) {
+      const int64_t slot = slot_E[static_cast<size_t>(e)];
+      if (slot < begin || slot >= begin + count) continue;
+      if (!runs.empty() && runs.back().expert + runs.back().count == e &&
+          runs.back().slot + runs.back().count == slot) {
+        ++runs.back().count;
+      } else {
+        runs.push_back({e, slot, 1});
+      }
+    }
+    return runs;
   }
 
   // Of the largest tensor and its scales, which are never larger. Address space: what no tensor
@@ -81,7 +113,7 @@ class TensorLoader {
   }
 
   CheckpointReader& reader_;
-  ExpertRange experts_;
+  const ParameterSet& parameters_;
   std::array<Arena, 2> memory_;
   size_t turn_ = 0;
 };
@@ -144,7 +176,7 @@ nlohmann::json to_json(const QuantizationInfo& info) {
 void load_parameters(Context& context, CheckpointReader& reader, const SchemeOf& scheme_of,
                      const StoredName& stored_name, ParameterSet& parameters) {
   reader.read_ahead(kReadAhead);
-  TensorLoader loader(reader, parameters.experts());
+  TensorLoader loader(reader, parameters);
   std::vector<std::pair<Parameter*, std::string>> wanted;
   for (const auto& p : parameters.all()) {
     if (std::string name = stored_name(p->spec); !name.empty()) {
@@ -164,12 +196,14 @@ void load_parameters(Context& context, CheckpointReader& reader, const SchemeOf&
     if (next.valid()) present = next.get();
   }
   reader.read_ahead(0);
+  ::malloc_trim(0);  // parts that slices were cut from were freed, but to the heap alone
   parameters.pack(context);
 }
 
 std::unique_ptr<ParameterSet> load_for_inference(Context& context, CheckpointReader& reader,
                                                  const ModelShape& shape, DType activation,
-                                                 ExpertRange experts) {
+                                                 ExpertRange experts,
+                                                 const ExpertPlacement& placement) {
   const std::optional<QuantizationInfo> quantization = quantization_of(reader);
   if (quantization) activation = DType::kBF16;
   const auto scheme_of = [&](const ParameterSpec& spec) {
@@ -181,8 +215,8 @@ std::unique_ptr<ParameterSet> load_for_inference(Context& context, CheckpointRea
     }
     return found->second;
   };
-  auto parameters =
-      std::make_unique<ParameterSet>(context, shape, activation, experts, SchemeOf(scheme_of));
+  auto parameters = std::make_unique<ParameterSet>(context, shape, activation, experts,
+                                                   SchemeOf(scheme_of), placement);
   load_parameters(
       context, reader, SchemeOf(scheme_of),
       [](const ParameterSpec& spec) { return std::string(kModelPrefix) + spec.name; }, *parameters);

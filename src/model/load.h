@@ -34,12 +34,13 @@ using StoredName = std::function<std::string(const ParameterSpec&)>;
 void load_parameters(Context& context, CheckpointReader& reader, const SchemeOf& scheme_of,
                      const StoredName& stored_name, ParameterSet& parameters);
 
-// Reads tensor by tensor: beside the result no more than one tensor is in memory. Of training's
-// checkpoints values become `activation`; quantized ones are packed as they are, and their
-// activations are bf16 whatever the model was trained in. DataError when names, shapes or schemes
-// do not fit `shape`.
+// Reads the experts that `placement` puts into `experts`. Tensor by tensor: beside the result no
+// more than one tensor is in memory. Of training's checkpoints values become `activation`;
+// quantized ones are packed as they are, and their activations are bf16 whatever the model was
+// trained in. DataError when names, shapes or schemes do not fit `shape`.
 std::unique_ptr<ParameterSet> load_for_inference(Context& context, CheckpointReader& reader,
                                                  const ModelShape& shape, DType activation,
-                                                 ExpertRange experts);
+                                                 ExpertRange experts,
+                                                 const ExpertPlacement& placement = {});
 
 }  // namespace degu

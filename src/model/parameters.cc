@@ -59,6 +59,15 @@ class SpecList {
   }
 
   void block(int layer) {
+    const size_t first = specs_.size();
+    add_block(layer);
+    for (size_t i = first; i < specs_.size(); ++i) specs_[i].layer = layer;
+  }
+
+  std::vector<ParameterSpec> take() { return std::move(specs_); }
+
+ private:
+  void add_block(int layer) {
     const std::string name = "blocks." + std::to_string(layer) + ".";
     const int64_t d = s_.width;
     const int64_t queries = int64_t{s_.heads} * s_.head_width;
@@ -88,9 +97,6 @@ class SpecList {
     }
   }
 
-  std::vector<ParameterSpec> take() { return std::move(specs_); }
-
- private:
   void swiglu(const std::string& folder, const std::string& prefix, int64_t experts,
               int64_t width) {
     matrix(folder + prefix + "gate", experts, width, s_.width, s_.mup_base_width, false);
@@ -154,8 +160,14 @@ ParameterSet::ParameterSet(const Context& context, const ModelShape& shape, DTyp
 }
 
 ParameterSet::ParameterSet(const Context& context, const ModelShape& shape, DType activation,
-                           ExpertRange experts, const SchemeOf& scheme_of)
-    : shape_(shape), activation_(activation), experts_(experts), serving_(true) {
+                           ExpertRange experts, const SchemeOf& scheme_of,
+                           ExpertPlacement placement)
+    : shape_(shape),
+      activation_(activation),
+      experts_(experts),
+      placement_(std::move(placement)),
+      serving_(true) {
+  check_placement(placement_, shape_);
   make_regions(context.device());
   lay_out_packings(context, [&](const ParameterSpec& spec) {
     const Scheme scheme = quantizable(spec.role) ? scheme_of(spec) : Scheme::kFp32;

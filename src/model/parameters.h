@@ -10,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#include "moe/expert_placement.h"
 #include "nn/parameter.h"
 #include "shape/model_shape.h"
 #include "tensor/tensor.h"
@@ -20,7 +21,8 @@ namespace degu {
 // (Yang et al. 2022, arXiv 2203.03466). `shape` is resolved.
 std::vector<ParameterSpec> parameter_specs(const ModelShape& shape);
 
-// Which experts a rank of the expert-parallel group holds.
+// Which experts a rank of the expert-parallel group holds: those in slots [begin, begin + count).
+// Without a placement expert e lies in slot e.
 struct ExpertRange {
   int64_t begin = 0;
   int64_t count = 0;
@@ -53,9 +55,10 @@ class ParameterSet {
   // For serving: what products read is held as packings alone, each tensor in the scheme that
   // `scheme_of` names (unquantized ones in that of the activation, or fp32); `load` fills them one
   // by one. Values exist for gains, routers and state. ConfigError when a scheme does not multiply
-  // the activation.
+  // the activation. `placement` (of all layers, not this rank's part) says which experts are meant;
+  // a Transformer over these parameters sends rows accordingly.
   ParameterSet(const Context& context, const ModelShape& shape, DType activation,
-               ExpertRange experts, const SchemeOf& scheme_of);
+               ExpertRange experts, const SchemeOf& scheme_of, ExpertPlacement placement = {});
   ParameterSet(const ParameterSet&) = delete;
   ParameterSet& operator=(const ParameterSet&) = delete;
 
@@ -63,6 +66,7 @@ class ParameterSet {
   DType activation() const { return activation_; }
   DeviceType device() const { return packings_.device(); }
   ExpertRange experts() const { return experts_; }
+  const ExpertPlacement& placement() const { return placement_; }
   std::vector<std::unique_ptr<Parameter>>& all() { return parameters_; }
   const std::vector<std::unique_ptr<Parameter>>& all() const { return parameters_; }
   std::vector<Region>& regions() { return regions_; }
@@ -96,6 +100,7 @@ class ParameterSet {
   ModelShape shape_;
   DType activation_;
   ExpertRange experts_;
+  ExpertPlacement placement_;
   bool training_ = false;
   bool serving_ = false;  // no values where packings serve
   std::vector<std::unique_ptr<Parameter>> parameters_;

@@ -43,8 +43,9 @@ Transformer::Transformer(ParameterSet& parameters, Communicator* expert_group, b
                 .dense = std::nullopt,
                 .moe = nullptr};
     if (shape_.is_moe_layer(layer)) {
-      block.moe = std::make_unique<MoeLayer>(shape_, moe_parameters(parameters, name + "moe."),
-                                             expert_group, unit_slots);
+      block.moe =
+          std::make_unique<MoeLayer>(shape_, moe_parameters(parameters, name + "moe."),
+                                     expert_group, unit_slots, parameters.placement().slots(layer));
     } else {
       block.dense.emplace(feed_forward_parameters(parameters, name + "ffn."));
     }

@@ -24,12 +24,14 @@ void exchange(Communicator& group, Context& context, AnyView send, Counts send_r
 
 }  // namespace
 
-Dispatch::Dispatch(Communicator* group, int64_t experts, int64_t top_k, bool unit_slots)
+Dispatch::Dispatch(Communicator* group, int64_t experts, int64_t top_k, bool unit_slots,
+                   std::span<const int32_t> slot_E)
     : group_(group),
       ranks_(group == nullptr ? 1 : group->size()),
       experts_(experts),
       top_k_(top_k),
-      unit_slots_(unit_slots) {
+      unit_slots_(unit_slots),
+      slot_E_(slot_E.begin(), slot_E.end()) {
   if (experts_ % ranks_ != 0) {
     throw ConfigError(
         "{} experts cannot be spread evenly over {} ranks; choose cluster.expert_parallel "
@@ -57,6 +59,18 @@ DispatchState Dispatch::take(Arena& arena, int64_t tokens) const {
   return state;
 }
 
+AnyView Dispatch::slots_of(Context& context, AnyView expert_TK) const {
+  if (slot_E_.empty()) return expert_TK;
+  const AnyView slot_TK = context.scratch().take(DType::kI32, expert_TK.shape);
+  const OnHost experts(context, expert_TK);
+  const OnHost slots = OnHost::unfilled(context, slot_TK);
+  const View<const int32_t> expert = experts.as<const int32_t>();
+  const View<int32_t> slot = slots.as<int32_t>();
+  for (int64_t i = 0; i < expert.elements(); ++i) slot[i] = slot_E_[at(expert[i])];
+  slots.put_back();
+  return slot_TK;
+}
+
 // counts_EU[e, u]: rows of expert e that come from tokens of unit u. Rows of one expert are in
 // token order.
 void Dispatch::count_units(Context& context, const UnitSegments& units, const DispatchState& state,
@@ -80,9 +94,12 @@ void Dispatch::count_units(Context& context, const UnitSegments& units, const Di
 void Dispatch::plan(Context& context, AnyView expert_TK, int64_t capacity,
                     std::span<const int64_t> capacity_offsets, const UnitSegments& units,
                     DispatchState& state) const {
-  state.dropped =
-      route_plan(context, expert_TK, experts_, capacity, capacity_offsets, state.offsets_E,
-                 state.row_TK.rows(0, expert_TK.dim(0)), state.token_R);
+  {
+    const ScratchScope scope(context.scratch());
+    state.dropped =
+        route_plan(context, slots_of(context, expert_TK), experts_, capacity, capacity_offsets,
+                   state.offsets_E, state.row_TK.rows(0, expert_TK.dim(0)), state.token_R);
+  }
   state.sent_rows = state.offsets_E.back();
   state.units = unit_slots_ ? units.units : 1;
   state.slots = slots();

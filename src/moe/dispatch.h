@@ -3,7 +3,8 @@
 // On the token side a rank's T tokens become R = T * K rows sorted by expert
 // (kernels/api/permute.h). Experts are spread over the expert-parallel group in contiguous runs, so
 // these rows are also sorted by the rank that owns the expert, and one all-to-all with real counts
-// moves them. On the expert side rows are ordered by (expert, source rank, unit, token): what a
+// moves them. With a placement (moe/expert_placement.h) "expert" here means the slot it lies in. On
+// the expert side rows are ordered by (expert, source rank, unit, token): what a
 // unit contributes to a weight gradient is the same rows in the same order on every layout.
 #pragma once
 
@@ -47,8 +48,9 @@ class Dispatch {
  public:
   // `group` is the expert-parallel group; null or one rank: all experts are here. With `unit_slots`
   // each source rank's units keep a slot of their own (reproducible training), else all rows are
-  // one segment.
-  Dispatch(Communicator* group, int64_t experts, int64_t top_k, bool unit_slots);
+  // one segment. `slot_E`: where each expert lies; empty: expert e in slot e.
+  Dispatch(Communicator* group, int64_t experts, int64_t top_k, bool unit_slots,
+           std::span<const int32_t> slot_E = {});
 
   int ranks() const { return ranks_; }
   int64_t experts_here() const { return experts_ / ranks_; }
@@ -72,6 +74,8 @@ class Dispatch {
                  AnyView sent_RD) const;
 
  private:
+  // The slots of a token's experts, in scratch memory; expert_TK itself without a placement.
+  AnyView slots_of(Context& context, AnyView expert_TK) const;
   void count_units(Context& context, const UnitSegments& units, const DispatchState& state,
                    std::vector<int64_t>& counts_EU) const;
   void order_received(Context& context, const std::vector<int64_t>& counts_PeU,
@@ -82,6 +86,7 @@ class Dispatch {
   int64_t experts_;
   int64_t top_k_;
   bool unit_slots_;
+  std::vector<int32_t> slot_E_;
 };
 
 }  // namespace degu

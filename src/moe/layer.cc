@@ -16,11 +16,11 @@ Score score_of(RouterKind kind) {
 }  // namespace
 
 MoeLayer::MoeLayer(const ModelShape& shape, const MoeParameters& parameters,
-                   Communicator* expert_group, bool unit_slots)
+                   Communicator* expert_group, bool unit_slots, std::span<const int32_t> slot_E)
     : shape_(shape),
       p_(parameters),
       router_(make_router(shape, parameters.router)),
-      dispatch_(expert_group, shape.moe.experts, shape.moe.top_k, unit_slots) {
+      dispatch_(expert_group, shape.moe.experts, shape.moe.top_k, unit_slots, slot_E) {
   if (shape.moe.shared_experts > 0) shared_.emplace(parameters.shared);
 }
 

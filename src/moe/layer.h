@@ -14,7 +14,7 @@ namespace degu {
 
 struct MoeParameters {
   RouterParameters router;
-  Parameter* gate = nullptr;     // [e, F, D]: this rank's experts
+  Parameter* gate = nullptr;     // [e, F, D]: this rank's experts, by slot
   Parameter* up = nullptr;       // [e, F, D]
   Parameter* down = nullptr;     // [e, D, F]
   FeedForwardParameters shared;  // null without shared experts
@@ -41,8 +41,10 @@ struct MoeActivations {
 
 class MoeLayer {
  public:
+  // `slot_E`: in which slots the experts of `parameters` lie (moe/expert_placement.h); empty: as
+  // numbered.
   MoeLayer(const ModelShape& shape, const MoeParameters& parameters, Communicator* expert_group,
-           bool unit_slots);
+           bool unit_slots, std::span<const int32_t> slot_E = {});
 
   // `tokens`: the most in one pass. `groups`: the most balance groups in one pass.
   // `experts`: memory that layers share; without it the layer has its own.

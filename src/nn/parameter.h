@@ -28,6 +28,7 @@ struct ParameterSpec {
   double init_std = 0;         // 0: gains start at one, state at zero
   double rate_multiplier = 1;  // on the learning rate (muP)
   bool decay = false;          // takes weight decay
+  int layer = -1;              // the block it belongs to; -1: none
 };
 
 struct Parameter {

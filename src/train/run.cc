@@ -319,7 +319,7 @@ RunConfig resolve_config(RunConfig config, const TokenDataset& dataset) {
 std::string identity_text(const RunConfig& config) {
   // The indented lines of keys in the order in which they came; each name occurs once in a run's
   // YAML.
-  constexpr std::array kLater = {"record_routes", "replay_routes"};
+  constexpr std::array kLater = {"record_routes", "replay_routes", "recompute", "device"};
   std::string text = to_yaml(config);
   const std::string defaults = to_yaml(RunConfig{});
   for (const char* key : kLater) {

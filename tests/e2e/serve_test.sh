@@ -96,6 +96,71 @@ assert memory["resident"] > memory["weights"], memory
 PY
 done
 "$degu" plan --serve "$work/run" --routes "$work/routes.jsonl" --ranks 2 --json | grep -q share_of_rows
+
+# Experts on ranks by how often they are taken: from the run's own metrics, from routes, from a file. Texts, chosen experts and parity stay.
+"$degu" plan --serve "$work/run" --ranks 2 --out "$work/placement.yaml" --measure --json >"$work/plan.json"
+/usr/bin/python3 - "$work/plan.json" "$work/run/metrics.jsonl" <<'PY'
+import json
+import sys
+
+plan = json.load(open(sys.argv[1]))
+measured, placement = plan["measured"], plan["placement"]
+for rank in measured["ranks"]:
+    assert 0.5 < rank["weights"]["measured"] / rank["weights"]["predicted"], measured
+    assert rank["weights"]["measured"] < rank["weights"]["predicted"] + 2**24, measured
+# Blocks of memory begin and end with huge pages: two ranks have four of them each.
+assert 0 < measured["pass"]["measured"] < measured["pass"]["predicted"] + 2 * 4 * 2**21, measured
+steps = [line for line in map(json.loads, open(sys.argv[2])) if "layers" in line]
+newest = steps[-((len(steps) + 9) // 10):]
+contiguous = placed = mean = 0
+for l, layer in enumerate(placement["layers"]):
+    rows = [sum(step["layers"][l]["load"][e] for step in newest) for e in range(4)]
+    assert layer["rows"] == rows and sorted(sum(layer["experts"], [])) == [0, 1, 2, 3], layer
+    best = min(max(rows[0] + rows[e], sum(rows) - rows[0] - rows[e]) for e in (1, 2, 3))
+    busiest = max(sum(rows[e] for e in experts) for experts in layer["experts"])
+    assert busiest == best, (layer, best)
+    contiguous, placed, mean = contiguous + max(sum(rows[:2]), sum(rows[2:])), placed + busiest, mean + sum(rows) / 2
+assert abs(placement["imbalance"]["contiguous"] - contiguous / mean) < 1e-9, placement
+assert abs(placement["imbalance"]["placed"] - placed / mean) < 1e-9, placement
+print("rows of the busiest rank over the mean:", placement["imbalance"])
+PY
+printf 'ranks: 2\nlayers:\n  - layer: 0\n    experts: [3, 0, 2, 1]\n  - layer: 1\n    experts: [1, 3, 0, 2]\n' >"$work/shuffled.yaml"
+mpirun -n 2 "$degu" generate "$work/run" --prompt "abc" --max-tokens 5 --placement "$work/shuffled.yaml" \
+  --routes "$work/placed.jsonl" >/dev/null 2>"$work/log.txt"
+cmp "$work/routes.jsonl" "$work/placed.jsonl" || fail "other experts with a placement"
+[[ $(grep -c 'memory of rank [01]: weights .* measured' "$work/log.txt") == 2 ]] || fail "no memory of both ranks"
+for placement in "auto" "$work/placement.yaml" "$work/shuffled.yaml" "auto --frequencies $work/routes.jsonl"; do
+  read -ra extra <<<"--placement $placement"
+  texts "$work/other.txt" mpirun -n 2 "$degu"
+  cmp "$work/plain.txt" "$work/other.txt" || fail "other text with $placement"
+  same_bits mpirun -n 2 "$degu" parity "$work/run" --rounds 1 --json "${extra[@]}"
+done
+extra=(--placement "$work/shuffled.yaml")
+texts "$work/other.txt" "$degu"
+cmp "$work/plain.txt" "$work/other.txt" || fail "other text with a placement on one rank"
+for ranks in 1 2; do
+  mpirun -n "$ranks" "$degu" eval "$work/run" --expert-parallel "$ranks" --validation-tokens 1024 --json "${extra[@]}" >"$work/eval-$ranks.json"
+done
+"$degu" eval "$work/run" --validation-tokens 1024 --json >"$work/eval.json"
+cmp "$work/eval.json" "$work/eval-1.json" && cmp "$work/eval.json" "$work/eval-2.json" || fail "other losses with a placement"
+extra=()
+
+# refused CODE WORDS COMMAND…: one line that has the words
+refused() {
+  local code=0
+  "${@:3}" >/dev/null 2>"$work/error.txt" || code=$?
+  [[ $code == "$1" ]] && grep -q "$2" "$work/error.txt" || fail "code $code, not $1 and '$2': $(cat "$work/error.txt")"
+}
+cp -r "$work/run/checkpoints/step-00000040" "$work/alone"
+refused 2 'nobody measured .* --frequencies FILE' mpirun -n 2 "$degu" generate "$work/alone" --prompt abc --placement auto
+refused 2 'nobody measured .* --frequencies FILE' "$degu" plan --serve "$work/alone" --ranks 2 --out "$work/none.yaml"
+refused 2 'one rank holds all experts' "$degu" plan --serve "$work/run" --out "$work/none.yaml"
+sed 's/3, 0, 2, 1/3, 1, 2, 1/' "$work/shuffled.yaml" >"$work/twice.yaml"
+head -n 4 "$work/shuffled.yaml" >"$work/short.yaml"
+refused 2 'twice.yaml:4: experts names 1 twice' "$degu" generate "$work/run" --prompt abc --placement "$work/twice.yaml"
+refused 2 'layer 1 is missing' mpirun -n 2 "$degu" generate "$work/run" --prompt abc --placement "$work/short.yaml"
+refused 3 'takes contiguous, auto or a file' "$degu" generate "$work/run" --prompt abc --placement atuo
+"$degu" plan --serve "$work/alone" --ranks 2 | grep -q 'with --frequencies FILE'
 ! "$degu" plan --serve "$work/run" --ranks 3 2>"$work/error.txt" || { echo "4 experts went over 3 ranks"; exit 1; }
 grep -q 'shared evenly' "$work/error.txt"
 
