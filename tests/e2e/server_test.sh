@@ -54,18 +54,29 @@ end() {
 said="$("$degu" generate "$work/run" --prompt "abc def" --max-tokens 30 --seed 4 --ignore-eos)"
 for ranks in 1 2; do
   if [[ $ranks == 1 ]]; then start "$degu" serve "$work/run" --price-per-hour 1; else
-    start mpirun -n 2 "$degu" serve "$work/run"; fi
+    start mpirun -n 2 "$degu" serve "$work/run" --placement auto --frequencies "$work/metrics-1.txt"; fi
   ask /v1/completions '{"prompt": "abc def", "max_tokens": 30, "seed": 4, "ignore_eos": true}' >"$work/answer.json"
   told="$(/usr/bin/python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["choices"][0]["text"])' "$work/answer.json")"
   [[ "$told" == "$said" ]] || fail "on $ranks ranks the server says '$told', generate '$said'"
   ask /ready >"$work/ready.json" || fail "not ready"
+  # Experts are counted by their own numbers, wherever they lie.
+  ask /metrics >"$work/metrics-$ranks.txt"
+  grep "^degu:expert_rows_total" "$work/metrics-$ranks.txt" >"$work/rows-$ranks.txt"
+  cmp "$work/rows-1.txt" "$work/rows-$ranks.txt" || fail "other rows of experts on $ranks ranks"
   if [[ $ranks == 2 ]]; then
     ask /metrics >"$work/metrics.txt"
     grep '^degu:exchange_seconds_total' "$work/metrics.txt" | grep -qv ' 0$' || fail "no time of exchanges"
     # Nothing that was accepted is lost when the end comes.
     ask /v1/completions '{"prompt": "abc", "max_tokens": 200, "ignore_eos": true}' >"$work/last.json" &
     asker=$!
-    sleep 0.2
+    # Until it has arrived; Python takes its time to start, and longer to ask.
+    until {
+      exec 3<>"/dev/tcp/127.0.0.1/${url##*:}"
+      printf 'GET /metrics HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n' >&3
+      cat <&3
+    } | grep -q '^degu:http_requests_in_flight{.*} [1-9]'; do
+      kill -0 "$asker" 2>/dev/null || break
+    done
     end USR1 0
     wait "$asker"
     grep -q '"finish_reason":"length"' "$work/last.json" || fail "an accepted request was cut"
