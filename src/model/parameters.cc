@@ -127,6 +127,14 @@ Shape local_shape(const ParameterSpec& spec, ExpertRange experts) {
   return {experts.count, spec.shape[1], spec.shape[2]};
 }
 
+// What a checkpoint gave, where the context's kernels read it: on an accelerator a copy in scratch.
+AnyView brought(Context& context, AnyView view) {
+  if (view.device == context.device()) return view;
+  const AnyView here = context.scratch().take(view.dtype, view.shape);
+  copy(context, view, here);
+  return here;
+}
+
 }  // namespace
 
 std::vector<ParameterSpec> parameter_specs(const ModelShape& shape) {
@@ -326,10 +334,12 @@ void ParameterSet::load(Context& context, Parameter& p, AnyView value) {
     throw ShapeError("{}: plain values {} do not load into a tensor held as {}", p.spec.name,
                      value.shape.str(), info.name);
   }
-  if (p.table) cast(context, value, p.table);
+  const ScratchScope scope(context.scratch());
+  const AnyView here = brought(context, value);
+  if (p.table) cast(context, here, p.table);
   if (is_packed(p)) {
     p.forward =
-        pack_weight(context, value, p.forward.scheme, Orientation::kForward, p.forward.bytes);
+        pack_weight(context, here, p.forward.scheme, Orientation::kForward, p.forward.bytes);
   }
 }
 
@@ -339,12 +349,16 @@ void ParameterSet::load(Context& context, Parameter& p, const QuantizedWeight& w
     throw ShapeError("{}: {} codes of {} do not load into a tensor held as {}", p.spec.name,
                      scheme_info(weight.scheme).name, weight.shape.str(), scheme_info(held).name);
   }
-  check_quantized("load", weight);
+  const ScratchScope scope(context.scratch());
+  QuantizedWeight here = weight;
+  here.codes = brought(context, weight.codes);
+  here.scales = brought(context, weight.scales);
+  check_quantized("load", here, context.device());
   if (const QuantizedWeight& table = p.quantized_table; table.codes) {
-    copy(context, weight.codes, table.codes);
-    copy(context, weight.scales, table.scales);
+    copy(context, here.codes, table.codes);
+    copy(context, here.scales, table.scales);
   }
-  if (is_packed(p)) p.forward = pack_weight(context, weight, p.forward.bytes);
+  if (is_packed(p)) p.forward = pack_weight(context, here, p.forward.bytes);
 }
 
 }  // namespace degu
