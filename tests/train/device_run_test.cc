@@ -24,14 +24,27 @@ void check_near(const std::vector<double>& gpu, const std::vector<double>& cpu, 
   }
 }
 
+// Of each step's five numbers the fourth, the gradient's norm, moves the most with the rounding of
+// its sums.
+void check_runs_near(const Trained& gpu, const Trained& cpu, double rounding) {
+  std::vector<double> kept[2];
+  std::vector<double> norms[2];
+  for (int side = 0; side < 2; ++side) {
+    const std::vector<double>& all = side == 0 ? gpu.numbers : cpu.numbers;
+    for (size_t i = 0; i < all.size(); ++i) (i % 5 == 3 ? norms : kept)[side].push_back(all[i]);
+  }
+  check_near(kept[0], kept[1], rounding);
+  check_near(norms[0], norms[1], 4 * rounding);
+}
+
 TEST_CASE("a run on the GPU follows the one on the CPU", "[device]") {
   if (!testing::has_gpu()) return;
   for (bool tied : {true, false}) {
     RunConfig config = tiny_run(Precision::kFp32);
     config.model.tied_head = tied;
-    check_near(train(config, {.device = kGpu}).numbers, train(config, {}).numbers, 2e-3);
+    check_runs_near(train(config, {.device = kGpu}), train(config, {}), 2e-3);
     config.train.precision = Precision::kBf16;
-    check_near(train(config, {.device = kGpu}).numbers, train(config, {}).numbers, 5e-2);
+    check_runs_near(train(config, {.device = kGpu}), train(config, {}), 5e-2);
   }
 }
 
