@@ -3,26 +3,26 @@
 #
 #   scripts/gpu_check.sh                    bundle where a CUDA compiler is, then run where a GPU is
 #   scripts/gpu_check.sh --bundle           build/gpu_check/bundle alone: programs with the libraries they need
-#   scripts/gpu_check.sh --run [PART…]      run a bundle made before; PARTs: tests sanitizer kernels torch
+#   scripts/gpu_check.sh --run [PART…]      run a bundle made before; PARTs: tests sanitizer kernels decode torch
 #
 # A GPU node may be bare (no network, no MPI, HDF5 or Catch2), so the bundle holds every library but the C
 # library's and the driver's, and its programs look for them beside themselves. Under 60 MiB when compressed.
 # The report is build/gpu_check/report.md and report.json; they are also copied to $OUT where that is set.
-# Under 9 minutes; every part also runs alone. Exit 1 when a test failed, 3 without a GPU to run on.
+# Meant to end within 9 minutes; every part also runs alone. Exit 1 when a test failed, 3 without a GPU to run on.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 folder=build/gpu_check
 bundle=$folder/bundle
-test_programs=(tests/kernels/kernels_test tests/tensor/tensor_test tests/train/train_test)
+test_programs=(tests/kernels/kernels_test tests/tensor/tensor_test tests/train/train_test tests/infer/infer_test)
 
 say() { echo "gpu_check: $*" >&2; }
 
 make_bundle() {
   # NCCL is large and the bundle is for one GPU: ranks exchange by way of the host.
-  cmake -S . -B $folder/build -G Ninja -DCMAKE_BUILD_TYPE=Release -DDEGU_CUDA=ON -DDEGU_NCCL=OFF \
+  cmake -S . -B $folder/build -G Ninja -DCMAKE_BUILD_TYPE=Release -DDEGU_REQUIRE_ALL=ON -DDEGU_CUDA=ON -DDEGU_NCCL=OFF \
     -DCMAKE_BUILD_RPATH='$ORIGIN' -DCMAKE_EXE_LINKER_FLAGS=-Wl,--disable-new-dtags >$folder/configure.log 2>&1 ||
     { cat $folder/configure.log >&2; return 1; }
-  cmake --build $folder/build -j "${DEGU_JOBS:-$(nproc)}" --target degu kernels_test tensor_test train_test || return 1
+  cmake --build $folder/build -j "${DEGU_JOBS:-$(nproc)}" --target degu kernels_test tensor_test train_test infer_test || return 1
   rm -rf $bundle
   mkdir -p $bundle
   local programs=(src/cli/degu "${test_programs[@]}") program library
@@ -44,13 +44,20 @@ make_bundle() {
   fi
 }
 
-# One part's section of the report: a heading, what it printed, and its verdict for the JSON.
+# One part's section of the report: a heading, what it printed, and its verdict for the JSON. A part that found
+# nothing wrong in the time it had, but did not come to its end, returns CUT_SHORT.
+readonly CUT_SHORT=124
 sections=() verdicts=()
 part() {  # NAME COMMAND…
   local name="$1" start=$SECONDS verdict=passed
   shift
   say "$name"
-  if ! "$@" >$folder/$name.txt 2>&1; then verdict=failed; failed=1; fi
+  "$@" >$folder/$name.txt 2>&1
+  case $? in
+    0) ;;
+    $CUT_SHORT) verdict=incomplete ;;
+    *) verdict=failed; failed=1 ;;
+  esac
   sections+=("## $name: $verdict, $((SECONDS - start)) s" "" '```' "$(tail -n 200 $folder/$name.txt)" '```' "")
   verdicts+=("\"$name\": {\"verdict\": \"$verdict\", \"seconds\": $((SECONDS - start))}")
 }
@@ -60,29 +67,45 @@ run_tests() {
   for program in "${test_programs[@]}"; do
     local name filter=()
     name=$(basename "$program")
-    [[ $name == train_test ]] && filter=('[device]')
+    [[ $name == train_test || $name == infer_test ]] && filter=('[device]')
     echo "$name ${filter[*]}"
     timeout 100 $bundle/"$name" ${filter[@]+"${filter[@]}"} || status=1
   done
   return $status
 }
 
-# The sanitizer slows kernels by a factor of ten and more: a run that is cut short has found nothing until then.
+# The sanitizer slows kernels by a factor of ten and more.
 run_sanitizer() {
-  local tool status=0 code
+  local tool status=0 code cut=0
   for tool in memcheck racecheck synccheck; do
     code=0
     timeout 40 compute-sanitizer --tool $tool --error-exitcode 1 --print-limit 20 $bundle/kernels_test \
       '[rmsnorm],[router],[permute],[grouped_gemm],[attention]' || code=$?
     echo "compute-sanitizer --tool $tool: exit $code"
-    if ((code == 124)); then echo "cut short after 40 s"; elif ((code != 0)); then status=1; fi
+    if ((code == CUT_SHORT)); then cut=1; echo "cut short after 40 s"; elif ((code != 0)); then status=1; fi
   done
+  if ((status == 0 && cut)); then status=$CUT_SHORT; fi
   return $status
 }
 
 run_kernels() {
   timeout 100 $bundle/degu bench kernels --device cuda --json >$folder/kernels.json &&
     cat $folder/kernels.json
+}
+
+# Serving speed of one model of random weights (1.3B parameters, 0.4B active) in three schemes.
+run_decode() {
+  local scheme status=0
+  printf '%s\n' "model: {vocab: 32000, width: 1024, layers: 12, heads: 16, head_width: 64, ffn_width: 2048," \
+    "  moe: {experts: 32, top_k: 8, expert_width: 1024, first_dense_layers: 0}}" "data: {sequence_length: 2048}" \
+    >$folder/decode.yaml
+  for scheme in bf16 w8a8 w4a16; do
+    echo "$scheme"
+    { timeout 40 $bundle/degu bench checkpoint $folder/decode.yaml --scheme $scheme --out $folder/decode-$scheme &&
+      timeout 60 $bundle/degu bench decode $folder/decode-$scheme --device cuda; } || status=1
+    rm -rf "${folder:?}/decode-$scheme"
+  done
+  return $status
 }
 
 run_torch() {
@@ -101,16 +124,17 @@ run_parts() {
     return 3
   fi
   failed=0
-  local wanted="${*:-tests sanitizer kernels torch}" name left=""
+  local wanted="${*:-tests sanitizer kernels decode torch}" name left=""
   for name in $wanted; do
     case $name in
       tests) part tests run_tests ;;
       sanitizer)
         if command -v compute-sanitizer >/dev/null; then part sanitizer run_sanitizer; else left+=" sanitizer (no compute-sanitizer);"; fi ;;
       kernels) part kernels run_kernels ;;
+      decode) part decode run_decode ;;
       torch)
         if has_torch; then part torch run_torch; else left+=" torch (no PyTorch that sees the GPU);"; fi ;;
-      *) say "unknown part $name; parts are tests sanitizer kernels torch"; return 2 ;;
+      *) say "unknown part $name; parts are tests sanitizer kernels decode torch"; return 2 ;;
     esac
   done
   {

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shlex
 import subprocess
 import sys
@@ -49,8 +50,13 @@ def cache_key(version: str, entry: dict[str, str], headers: list[str]) -> str:
     return digest.hexdigest()
 
 
-def tidy(build: pathlib.Path, file: str) -> tuple[int, str]:
-    command = ["clang-tidy", "--quiet", "-p", str(build), *(f"--extra-arg={flag}" for flag in EXTRA), file]
+def without_precompiled(command: str) -> str:
+    """The command as if nothing were precompiled: clang does not read GCC's precompiled headers."""
+    return re.sub(r" -Winvalid-pch -include \S+/cmake_pch\.hxx", "", command)
+
+
+def tidy(database: pathlib.Path, file: str) -> tuple[int, str]:
+    command = ["clang-tidy", "--quiet", "-p", str(database), *(f"--extra-arg={flag}" for flag in EXTRA), file]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     return result.returncode, result.stdout + (result.stderr if result.returncode else "")
 
@@ -78,9 +84,13 @@ def main() -> int:
     entries: dict[str, dict[str, str]] = {}
     for entry in json.loads((build / "compile_commands.json").read_text(encoding="utf-8")):
         path = pathlib.Path(entry["file"])
+        entry["command"] = without_precompiled(entry["command"])
         # Kernels are compiled once per instruction set: one verdict is enough, the portable one comes first.
         if path.is_relative_to(ROOT) and not path.is_relative_to(build) and path.suffix == ".cc":
             entries.setdefault(entry["file"], entry)
+    database = build / "tidy"
+    database.mkdir(exist_ok=True)
+    (database / "compile_commands.json").write_text(json.dumps(list(entries.values())), encoding="utf-8")
     if arguments.changed:
         wanted = changed_since(arguments.changed)
         entries = {file: entry for file, entry in entries.items() if file in wanted}
@@ -100,7 +110,7 @@ def main() -> int:
         file, stamp = item
         if arguments.budget_minutes and time.monotonic() - start > 60 * arguments.budget_minutes:
             return file, stamp, None, ""
-        return file, stamp, *tidy(build, file)
+        return file, stamp, *tidy(database, file)
 
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
         for file, stamp, code, output in pool.map(work, todo):

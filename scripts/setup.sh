@@ -3,10 +3,53 @@
 #
 #   scripts/setup.sh           as root, or as a user who may sudo
 #   scripts/setup.sh --check   installs nothing; exit 1 when something is missing
+#   scripts/setup.sh --cuda    no root and no Debian needed: says what a build with CUDA will find, and puts NCCL
+#                              into .venv-cuda from PyPI's wheel (300 MB) unless it is there; exit 1 without nvcc
 #
-# Nothing here needs a GPU or CUDA.
+# The first two need neither GPU nor CUDA.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+
+# What cmake/DeguCuda.cmake looks for, in the same places; CUDA's compiler itself comes from NVIDIA's toolkit.
+setup_cuda() {
+  local nvcc include library version major venv="$DEGU_ROOT/.venv-cuda"
+  nvcc="${CUDACXX:-$(PATH="$PATH:${CUDA_HOME:-/usr/local/cuda}/bin:/usr/local/cuda/bin" command -v nvcc || true)}"
+  if [[ -z "$nvcc" ]]; then
+    echo "setup: CUDA Toolkit: missing; install it, or set CUDACXX or CUDA_HOME" >&2
+    return 1
+  fi
+  version="$("$nvcc" --version | sed -n 's/.*release \([0-9.]*\),.*/\1/p')"
+  major="${version%%.*}"
+  echo "setup: CUDA Toolkit: $version, $nvcc"
+
+  local toolkit
+  toolkit="$(dirname "$(dirname "$(readlink -f "$nvcc")")")"
+  find_nccl() {
+    local root
+    for root in ${NCCL_HOME:+"$NCCL_HOME"} "$toolkit" "$toolkit"/targets/*-linux /usr/local /usr \
+                "$venv"/lib/python3*/site-packages/nvidia/nccl; do
+      include="$root/include/nccl.h"
+      [[ -f "$include" ]] || continue
+      for library in "$root"/lib/libnccl.so* "$root"/lib64/libnccl.so* "$root"/lib/*-linux-gnu/libnccl.so*; do
+        [[ -f "$library" ]] && return 0
+      done
+    done
+    return 1
+  }
+  if ! find_nccl; then
+    echo "setup: NCCL: not found; installing nvidia-nccl-cu$major into $venv"
+    [[ -x "$venv/bin/python" ]] || python3 -m venv "$venv"
+    "$venv/bin/python" -m pip install --disable-pip-version-check --quiet "nvidia-nccl-cu$major"
+    find_nccl || { echo "setup: NCCL: the wheel has no nccl.h and libnccl.so where they were expected" >&2; return 1; }
+  fi
+  version="$(sed -nE 's/^#define NCCL_(MAJOR|MINOR|PATCH) +([0-9]+).*/\2/p' "$include" | paste -sd .)"
+  echo "setup: NCCL: $version, $include, $library"
+  echo "setup: cuDNN and its frontend, CUTLASS: not used, no code asks for them"
+}
+if [[ "${1:-}" == --cuda ]]; then
+  setup_cuda
+  exit
+fi
 
 mapfile -t wanted < <(grep -v '^#' "$DEGU_ROOT/third_party/debian.txt")
 if ! command -v dpkg-query >/dev/null; then

@@ -1,9 +1,12 @@
 #include "kernels/api/adamw.h"
 
+#include <algorithm>
+#include <string>
+
+#include "base/random.h"
 #include "kernels/api/check.h"
 #include "kernels/dispatch.h"
 #include "kernels/tables/adamw.h"
-#include "tensor/device.h"
 #include "tensor/trace.h"
 
 namespace degu {
@@ -11,6 +14,19 @@ namespace {
 
 const AdamWKernels& kernels(const Context& context) {
   return kernels_for<AdamWKernels>(context, "adamw");
+}
+
+// The backends count 32 bits of an element's index; the rest is in the keys. So a call is cut where
+// the index in the whole tensor passes a multiple of this.
+constexpr int64_t kCounters = int64_t{1} << 32;
+
+NoiseStream noise_from(const AdamWStep& step, int64_t index) {
+  const RandomStream stream(step.seed, "adamw/" + std::string(step.tensor),
+                            static_cast<uint64_t>(step.step));
+  const uint64_t keys = stream.bits64(static_cast<uint64_t>(index / kCounters));
+  return {.first_key = static_cast<uint32_t>(keys >> 32),
+          .second_key = static_cast<uint32_t>(keys),
+          .first = static_cast<uint32_t>(index % kCounters)};
 }
 
 void check_blocks(const Context& context, const AnyView& grad, int64_t sums) {
@@ -28,8 +44,9 @@ void adamw(Context& context, const AdamWStep& step, AnyView master, AnyView m, A
            AnyView grad, AnyView weight) {
   const TraceScope span(context, "adamw");
   check::type(context, "adamw", "master", master, {DType::kF32});
-  check::same(context, "adamw", "m", m, "master", master);
-  check::same(context, "adamw", "v", v, "master", master);
+  check::floating(context, "adamw", "m", m);
+  check::elements("adamw", "m", m, master.elements());
+  check::same(context, "adamw", "v", v, "m", m);
   check::same(context, "adamw", "grad", grad, "master", master);
   if (weight) {
     check::floating(context, "adamw", "weight", weight);
@@ -41,21 +58,22 @@ void adamw(Context& context, const AdamWStep& step, AnyView master, AnyView m, A
         "adamw: step {} with beta1 {} and beta2 {}; steps count from 1, betas are in [0, 1)",
         step.step, step.beta1, step.beta2);
   }
-  kernels(context).step(context, step, master, m, v, grad, weight);
-}
-
-void block_square_sums(Context& context, AnyView grad, std::span<double> block_sums) {
-  const TraceScope span(context, "block_square_sums");
-  const auto blocks = static_cast<int64_t>(block_sums.size());
-  check_blocks(context, grad, blocks);
-  if (context.device() == DeviceType::kCpu) {
-    kernels(context).block_square_sums(context, grad, block_sums.data());
+  if (m.dtype == DType::kF32) {
+    kernels(context).step(context, step, {}, master, m, v, grad, weight);
     return;
   }
-  ScratchScope scope(context.scratch());
-  const AnyView sums = context.scratch().take(DType::kF64, {blocks});
-  kernels(context).block_square_sums(context, grad, static_cast<double*>(sums.data));
-  copy(context, sums, View<double>(block_sums.data(), {blocks}));
+  if (step.first_element < 0) {
+    throw ShapeError("adamw: first_element {}; indices count from 0", step.first_element);
+  }
+  const int64_t n = master.elements();
+  for (int64_t begin = 0; begin < n;) {
+    const int64_t index = step.first_element + begin;
+    const int64_t count = std::min(n - begin, kCounters - index % kCounters);
+    const auto part = [&](AnyView all) { return all.reshaped({n}).rows(begin, count); };
+    kernels(context).step(context, step, noise_from(step, index), part(master), part(m), part(v),
+                          part(grad), weight ? part(weight) : weight);
+    begin += count;
+  }
 }
 
 void block_square_sums(Context& context, AnyView grad, AnyView block_sums) {

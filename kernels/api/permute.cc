@@ -1,9 +1,10 @@
 #include "kernels/api/permute.h"
 
+#include <algorithm>
+
 #include "kernels/api/check.h"
 #include "kernels/dispatch.h"
 #include "kernels/tables/permute.h"
-#include "tensor/device.h"
 #include "tensor/trace.h"
 
 namespace degu {
@@ -67,28 +68,6 @@ void check_plan(const Context& context, const AnyView& expert_TK, int64_t expert
 
 }  // namespace
 
-int64_t route_plan(Context& context, AnyView expert_TK, int64_t experts, int64_t capacity,
-                   std::span<const int64_t> group_offsets, std::span<int64_t> offsets_E,
-                   AnyView row_TK, AnyView token_R) {
-  const TraceScope span(context, "route_plan");
-  const auto count = static_cast<int64_t>(offsets_E.size());
-  check_plan(context, expert_TK, experts, capacity, group_offsets, count, row_TK, token_R);
-  if (context.device() == DeviceType::kCpu) {
-    int64_t dropped = 0;
-    kernels(context).route_plan(context, expert_TK, experts, capacity, group_offsets,
-                                offsets_E.data(), row_TK, token_R, &dropped);
-    return dropped;
-  }
-  ScratchScope scope(context.scratch());
-  const AnyView counts = context.scratch().take(DType::kI64, {count});
-  const AnyView dropped = context.scratch().take(DType::kI64, {1});
-  kernels(context).route_plan(context, expert_TK, experts, capacity, group_offsets,
-                              static_cast<int64_t*>(counts.data), row_TK, token_R,
-                              static_cast<int64_t*>(dropped.data));
-  copy(context, counts, View<int64_t>(offsets_E.data(), {count}));
-  return expert_TK.elements() - offsets_E.back();
-}
-
 void route_plan(Context& context, AnyView expert_TK, int64_t experts, int64_t capacity,
                 std::span<const int64_t> group_offsets, AnyView offsets_E, AnyView row_TK,
                 AnyView token_R, AnyView dropped) {
@@ -101,6 +80,21 @@ void route_plan(Context& context, AnyView expert_TK, int64_t experts, int64_t ca
   kernels(context).route_plan(context, expert_TK, experts, capacity, group_offsets,
                               static_cast<int64_t*>(offsets_E.data), row_TK, token_R,
                               static_cast<int64_t*>(dropped.data));
+}
+
+void unit_offsets(Context& context, AnyView offsets_E, AnyView token_R,
+                  std::span<const int64_t> units, AnyView offsets_EU) {
+  const TraceScope span(context, "unit_offsets");
+  constexpr const char* kOp = "unit_offsets";
+  check::type(context, kOp, "offsets_E", offsets_E, {DType::kI64});
+  check::type(context, kOp, "token_R", token_R, {DType::kI32});
+  check::type(context, kOp, "offsets_EU", offsets_EU, {DType::kI64});
+  if (units.size() < 2 || !std::is_sorted(units.begin(), units.end())) {
+    throw ShapeError("{}: units must be given by their first tokens in order, then the end", kOp);
+  }
+  const auto count = static_cast<int64_t>(units.size()) - 1;
+  check::elements(kOp, "offsets_EU", offsets_EU, (offsets_E.elements() - 1) * count + 1);
+  kernels(context).unit_offsets(context, offsets_E, token_R, units, offsets_EU);
 }
 
 void gather_rows(Context& context, AnyView x_TD, AnyView source_R, AnyView y_RD) {

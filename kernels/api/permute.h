@@ -12,19 +12,20 @@ namespace degu {
 //   offsets_E   [E + 1] int64   first row of each expert
 //   row_TK      [T, K] int32    row of slot k of token t; -1 when dropped
 //   token_R     [R] int32       token of each row
+//   dropped     [1] int64
 // `capacity` 0 keeps all. Otherwise each capacity group of tokens (group_offsets) keeps at most
-// `capacity` rows per expert, first come first served by (token, slot); returns the number dropped.
-// On an accelerator this form waits for the device once (counted); the one below does not.
-int64_t route_plan(Context& context, AnyView expert_TK, int64_t experts, int64_t capacity,
-                   std::span<const int64_t> group_offsets, std::span<int64_t> offsets_E,
-                   AnyView row_TK, AnyView token_R);
-
-// The same with the counts left on the context's device: offsets_E [E + 1] int64, dropped [1]
-// int64. Entries of token_R past the last kept row are 0 on an accelerator, so that a caller who
-// knows only the bound T * K may gather as many.
+// `capacity` rows per expert, first come first served by (token, slot). Entries of token_R past the
+// last kept row are 0 on an accelerator, so that a caller who knows only the bound T * K may gather
+// as many.
 void route_plan(Context& context, AnyView expert_TK, int64_t experts, int64_t capacity,
                 std::span<const int64_t> group_offsets, AnyView offsets_E, AnyView row_TK,
                 AnyView token_R, AnyView dropped);
+
+// Where the rows of each expert begin that come from each unit, of which unit u has the tokens
+// [units[u], units[u + 1]): offsets_EU[e * U + u], then the end of all; int64. offsets_E and
+// token_R are route_plan's.
+void unit_offsets(Context& context, AnyView offsets_E, AnyView token_R,
+                  std::span<const int64_t> units, AnyView offsets_EU);
 
 // y_RD[r] = x_TD[source_R[r]]                    fp32, bf16 or int8; source_R int32 in [0, rows)
 void gather_rows(Context& context, AnyView x_TD, AnyView source_R, AnyView y_RD);

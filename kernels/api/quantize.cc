@@ -89,21 +89,4 @@ void dequantize_weight(Context& context, const QuantizedWeight& weight, AnyView 
   kernels(context).dequantize(context, weight, w_EFD);
 }
 
-void dequantize_rows(Context& context, const QuantizedWeight& weight,
-                     std::span<const int32_t> rows_T, AnyView y_TD) {
-  const TraceScope span(context, "dequantize_rows");
-  constexpr const char* kOp = "dequantize_rows";
-  check_quantized(kOp, weight, context.device());
-  check::floating(context, kOp, "y_TD", y_TD);
-  const auto count = static_cast<int64_t>(rows_T.size());
-  check::elements(kOp, "y_TD", y_TD, count * weight.inner());
-  for (size_t t = 0; t < rows_T.size(); ++t) {
-    if (rows_T[t] < 0 || rows_T[t] >= weight.rows()) {
-      throw DataError("{}: row {} at place {} is outside the table of {} rows", kOp, rows_T[t], t,
-                      weight.rows());
-    }
-  }
-  kernels(context).dequantize_rows(context, weight, rows_T, y_TD);
-}
-
 }  // namespace degu

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <concepts>
-#include <span>
 
 #include "kernels/common/codes.h"
 #include "kernels/formats/list.h"
@@ -57,11 +56,6 @@ void quantize_weight(Context& context, AnyView w_EFD, const QuantizedWeight& out
 
 // w_EFD (fp32 or bf16) = codes * scales, one rounding each.
 void dequantize_weight(Context& context, const QuantizedWeight& weight, AnyView w_EFD);
-
-// y_TD[t] = row rows_T[t] of a weight of shape [V, D], dequantized; y fp32 or bf16. Each row is in
-// [0, V): DataError otherwise.
-void dequantize_rows(Context& context, const QuantizedWeight& weight,
-                     std::span<const int32_t> rows_T, AnyView y_TD);
 
 // ShapeError unless shapes and types of `weight` fit together and it lies on `device`.
 void check_quantized(const char* op, const QuantizedWeight& weight,

@@ -97,4 +97,27 @@ void router_balance(Context& context, AnyView score_TE, AnyView expert_TK,
                            score_sum_GE);
 }
 
+void balance_losses(Context& context, AnyView count_GE, AnyView score_sum_GE, AnyView lse_T,
+                    std::span<const int64_t> group_offsets, int64_t top_k, double aux_weight,
+                    AnyView aux_G, AnyView z_G, AnyView load_E, AnyView dscore_GE) {
+  const TraceScope span(context, "balance_losses");
+  constexpr const char* kOp = "balance_losses";
+  const Shape ge = tokens_by_experts(kOp, "count_GE", count_GE, top_k);
+  const Shape g = {ge[0]};
+  token_groups(kOp, group_offsets, lse_T.elements());
+  if (static_cast<int64_t>(group_offsets.size()) != ge[0] + 1) {
+    throw ShapeError("{}: {} group offsets for {} groups, must be one more", kOp,
+                     group_offsets.size(), ge[0]);
+  }
+  fits(context, kOp, "count_GE", count_GE, DType::kI64, ge);
+  fits(context, kOp, "score_sum_GE", score_sum_GE, DType::kF32, ge);
+  fits(context, kOp, "lse_T", lse_T, DType::kF32, {lse_T.elements()});
+  fits(context, kOp, "aux_G", aux_G, DType::kF64, g);
+  fits(context, kOp, "z_G", z_G, DType::kF64, g);
+  fits(context, kOp, "load_E", load_E, DType::kI64, {ge[1]});
+  fits(context, kOp, "dscore_GE", dscore_GE, DType::kF32, ge);
+  kernels(context).balance_losses(context, count_GE, score_sum_GE, lse_T, group_offsets, top_k,
+                                  aux_weight, aux_G, z_G, load_E, dscore_GE);
+}
+
 }  // namespace degu

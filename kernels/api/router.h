@@ -44,4 +44,15 @@ void router_balance(Context& context, AnyView score_TE, AnyView expert_TK,
                     std::span<const int64_t> group_offsets, Score score, AnyView count_GE,
                     AnyView score_sum_GE);
 
+// What the losses make of that, for groups of n_g tokens with c_g = E / (top_k * n_g^2):
+//   aux_G     = c_g * sum_e count_GE * score_sum_GE      fp64
+//   z_G       = sum over the group's tokens of lse_T^2   fp64
+//   load_E    = sum_g count_GE                           int64
+//   dscore_GE = aux_weight * c_g * count_GE              fp32, the gradient of aux_weight * sum_g
+//               aux_G with respect to score_sum_GE
+// Sums are taken in an order that depends on the group alone; a group without tokens gives zeros.
+void balance_losses(Context& context, AnyView count_GE, AnyView score_sum_GE, AnyView lse_T,
+                    std::span<const int64_t> group_offsets, int64_t top_k, double aux_weight,
+                    AnyView aux_G, AnyView z_G, AnyView load_E, AnyView dscore_GE);
+
 }  // namespace degu

@@ -2,7 +2,7 @@
 //
 // The spans are host memory. A caller on an accelerator may name copies of them in its memory
 // (`device_…`): operators there then read those and leave out a small upload each. They must hold
-// the same numbers, except where RowGroups says otherwise. Null on the CPU.
+// the same numbers, except where RowGroups and UnitSegments say otherwise. Null on the CPU.
 #pragma once
 
 #include <cstdint>
@@ -37,8 +37,8 @@ struct UnitSegments {
   std::span<const int64_t> offsets;
   int64_t groups = 1;
   int64_t slots = 1;
-  int64_t units = 1;  // per slot
-  const int64_t* device_offsets = nullptr;
+  int64_t units = 1;                        // per slot
+  const int64_t* device_offsets = nullptr;  // as RowGroups': the host's may be upper bounds
 
   int64_t rows() const { return offsets.back(); }
   int64_t begin(int64_t g, int64_t s, int64_t u) const {

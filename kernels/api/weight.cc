@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "kernels/api/check.h"
 #include "kernels/dispatch.h"
 #include "kernels/tables/weight.h"
 #include "tensor/trace.h"
@@ -72,6 +73,26 @@ PackedWeight pack_weight(Context& context, const QuantizedWeight& weight, void* 
                                .bytes = memory};
   kernels_for<WeightKernels>(context, "weight").pack_codes(context, weight, packed);
   return packed;
+}
+
+void unpack_rows(Context& context, const PackedWeight& table_VD, std::span<const int32_t> rows_T,
+                 AnyView y_TD) {
+  const TraceScope span(context, "unpack_rows");
+  constexpr const char* kOp = "unpack_rows";
+  if (table_VD.orientation != Orientation::kForward || table_VD.experts != 1 ||
+      table_VD.device != context.device() || table_VD.isa != context.isa()) {
+    throw ShapeError("{}: the table is not one matrix packed for this context's forward products",
+                     kOp);
+  }
+  check::floating(context, kOp, "y_TD", y_TD);
+  check::elements(kOp, "y_TD", y_TD, static_cast<int64_t>(rows_T.size()) * table_VD.inner);
+  for (size_t t = 0; t < rows_T.size(); ++t) {
+    if (rows_T[t] < 0 || rows_T[t] >= table_VD.outputs) {
+      throw DataError("{}: row {} at place {} is outside the table of {} rows", kOp, rows_T[t], t,
+                      table_VD.outputs);
+    }
+  }
+  kernels_for<WeightKernels>(context, "weight").unpack_rows(context, table_VD, rows_T, y_TD);
 }
 
 }  // namespace degu

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "kernels/api/quantize.h"
 #include "kernels/formats/list.h"
@@ -29,6 +30,11 @@ struct PackedWeight {
   void* bytes = nullptr;
 };
 
+// A packing is its pieces one behind the other: experts, and of a single matrix runs of kPackRows
+// outputs (the last may be shorter). The piece from expert or output n on begins packed_bytes() of
+// n experts or outputs into it, and may be packed there alone.
+inline constexpr int64_t kPackRows = 256;
+
 // Bytes that one packing of E matrices with `outputs` and `inner` needs on this context.
 size_t packed_bytes(const Context& context, Scheme scheme, int64_t experts, int64_t outputs,
                     int64_t inner);
@@ -43,5 +49,11 @@ PackedWeight pack_weight(Context& context, AnyView w_EFD, Scheme scheme, Orienta
 // code is none of the scheme's (-128, or the NaN of E4M3; a nibble of 0); an accelerator stops
 // there instead, and the next wait reports it.
 PackedWeight pack_weight(Context& context, const QuantizedWeight& weight, void* memory);
+
+// y_TD[t] = row rows_T[t] of the matrix that a packing for kForward stands for: the numbers that
+// products multiply (codes times scales), rounded to the type of y, fp32 or bf16. Each row is in
+// [0, V): DataError otherwise. An embedding that is served needs no other copy of its table.
+void unpack_rows(Context& context, const PackedWeight& table_VD, std::span<const int32_t> rows_T,
+                 AnyView y_TD);
 
 }  // namespace degu

@@ -2,6 +2,7 @@
 
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/sweep.h"
+#include "kernels/cpu/word_vector.h"
 
 namespace degu {
 namespace {
@@ -36,57 +37,87 @@ inline VecF updated(const Factors& f, VecF master, VecF& m, VecF& v, VecF grad) 
   return fma(f.minus_rate, fma(f.decay, master, direction), master);
 }
 
+// M: how moments are held.
+template <class M>
 struct Streams {
   float* master;
-  float* m;
-  float* v;
+  M* m;
+  M* v;
   const float* grad;
 };
 
-template <bool kStream, class T>
-void step_pass(Context& context, const Factors& f, const Streams& s, T* weight, int64_t n) {
+// Fp32 moments are kept as they are; bf16 ones are rounded with an element's own noise.
+template <class... Count>
+void keep(const Streams<float>& s, const NoiseVectors&, int64_t i, VecF m, VecF v, Count... count) {
+  store(s.m + i, m, count...);
+  store(s.v + i, v, count...);
+}
+template <class... Count>
+void keep(const Streams<bf16>& s, const NoiseVectors& noise, int64_t i, VecF m, VecF v,
+          Count... count) {
+  const VecWord word = noise.at(i);
+  store_stochastic(s.m + i, m, word & VecWord(0xffffu), count...);
+  store_stochastic(s.v + i, v, shift_right<16>(word), count...);
+}
+
+// The step of elements i, i + 1, …; returns the new masters.
+template <class M, class... Count>
+VecF advance(const Factors& f, const Streams<M>& s, const NoiseVectors& noise, int64_t i,
+             Count... count) {
+  VecF m = load(s.m + i, count...), v = load(s.v + i, count...);
+  const VecF w = updated(f, load(s.master + i, count...), m, v, load(s.grad + i, count...));
+  keep(s, noise, i, m, v, count...);
+  store(s.master + i, w, count...);
+  return w;
+}
+
+template <bool kStream, class M, class T>
+void step_pass(Context& context, const Factors& f, const NoiseVectors& noise, const Streams<M>& s,
+               T* weight, int64_t n) {
   sweep(context, n, [&](int64_t begin, int64_t end) {
     each_vector(
         begin, end,
         [&](int64_t i) {
-          VecF m = load(s.m + i), v = load(s.v + i);
-          const VecF w = updated(f, load(s.master + i), m, v, load(s.grad + i));
-          store(s.m + i, m);
-          store(s.v + i, v);
-          store(s.master + i, w);
+          const VecF w = advance(f, s, noise, i);
           if (weight != nullptr) put<kStream>(weight + i, w);
         },
         [&](int64_t i, int k) {
-          VecF m = load(s.m + i, k), v = load(s.v + i, k);
-          const VecF w = updated(f, load(s.master + i, k), m, v, load(s.grad + i, k));
-          store(s.m + i, m, k);
-          store(s.v + i, v, k);
-          store(s.master + i, w, k);
+          const VecF w = advance(f, s, noise, i, k);
           if (weight != nullptr) store(weight + i, w, k);
         });
     if constexpr (kStream) stream_fence();
   });
 }
 
-template <class T>
-void step_typed(Context& context, const Factors& f, const Streams& s, T* weight, int64_t n) {
+template <class M, class T>
+void step_typed(Context& context, const Factors& f, const NoiseVectors& noise, const Streams<M>& s,
+                T* weight, int64_t n) {
   if (aligned_line(weight) && n * static_cast<int64_t>(sizeof(T)) >= kStreamBytes) {
-    step_pass<true>(context, f, s, weight, n);
+    step_pass<true>(context, f, noise, s, weight, n);
   } else {
-    step_pass<false>(context, f, s, weight, n);
+    step_pass<false>(context, f, noise, s, weight, n);
   }
 }
 
-void step(Context& context, const AdamWStep& options, AnyView master, AnyView m, AnyView v,
-          AnyView grad, AnyView weight) {
-  const Factors factors(options);
-  const Streams streams{static_cast<float*>(master.data), static_cast<float*>(m.data),
-                        static_cast<float*>(v.data), static_cast<const float*>(grad.data)};
+template <class M>
+void step_moments(Context& context, const AdamWStep& options, const NoiseStream& noise,
+                  AnyView master, AnyView m, AnyView v, AnyView grad, AnyView weight) {
+  const Factors f(options);
+  const NoiseVectors vectors(noise);
+  const Streams<M> s{static_cast<float*>(master.data), static_cast<M*>(m.data),
+                     static_cast<M*>(v.data), static_cast<const float*>(grad.data)};
   if (weight.dtype == DType::kBF16) {
-    step_typed(context, factors, streams, static_cast<bf16*>(weight.data), master.elements());
+    step_typed(context, f, vectors, s, static_cast<bf16*>(weight.data), master.elements());
   } else {
-    step_typed(context, factors, streams, static_cast<float*>(weight.data), master.elements());
+    step_typed(context, f, vectors, s, static_cast<float*>(weight.data), master.elements());
   }
+}
+
+void step(Context& context, const AdamWStep& options, const NoiseStream& noise, AnyView master,
+          AnyView m, AnyView v, AnyView grad, AnyView weight) {
+  m.dtype == DType::kBF16
+      ? step_moments<bf16>(context, options, noise, master, m, v, grad, weight)
+      : step_moments<float>(context, options, noise, master, m, v, grad, weight);
 }
 
 // Sixteen interleaved partial sums on every instruction set, joined by halves: the same bits on

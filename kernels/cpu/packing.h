@@ -20,6 +20,8 @@
 //                         the panel is not read in place
 //   multiply(tile, rows, Panel, inner)
 //                         tile[r] += rows[r] * panel, in steps along the inner dimension
+//   number(panel, output, i)
+//                         inner element i of an output of the panel, as fp32
 // and, for weights that are packed from their numbers,
 //   kStep                 inner elements per step of the panel
 //   pack(w, first, panel) writes w, a MatrixRef of fp32 or bf16: inner elements from `first` (a
@@ -69,6 +71,15 @@ struct WordPanel {
     } else {
       pack_transposed<T>(w.data, w.stride, w.inner, w.outputs, kPanel, out);
     }
+  }
+
+  static float number(const std::byte* panel, int64_t output, int64_t i) {
+    T value;
+    std::memcpy(
+        &value,
+        panel + (i / kStep * kPanel + output) * 4 + i % kStep * static_cast<int64_t>(sizeof value),
+        sizeof value);
+    return static_cast<float>(value);
   }
 
   static int64_t row_scratch(int64_t rows, int64_t inner) { return Rows::scratch(rows, inner); }

@@ -84,6 +84,14 @@ void write_groups(const CodeRef& w, Codes codes, size_t group_bytes, std::byte* 
   }
 }
 
+// What a code of a group stands for.
+template <Codes kCodes>
+float scaled(uint8_t code, const std::byte* group, int64_t output) {
+  bf16 scale;
+  std::memcpy(&scale, group + output * static_cast<int64_t>(sizeof scale), sizeof scale);
+  return code_value(kCodes, code) * static_cast<float>(scale);
+}
+
 // Rows of quantized activations.
 struct CodeRows {
   const int8_t* codes;
@@ -136,6 +144,19 @@ struct IntegerPanel {
         }
       }
     });
+  }
+
+  static float number(const std::byte* panel, int64_t output, int64_t i) {
+    const std::byte* group = panel + i / kScaleGroup * kGroupBytes;
+    const int64_t column = kNibbles ? output % VecF::kLanes : output;
+    auto code = static_cast<uint8_t>(
+        group[kScaleBytes + i % kScaleGroup / 4 * kStepBytes + column * 4 + i % 4]);
+    if constexpr (kNibbles) {
+      code = output < VecF::kLanes ? code & 15 : code >> 4;
+    } else if constexpr (kOffset != 0) {
+      code ^= 0x80;
+    }
+    return scaled<kCodes>(code, group, output);
   }
 
   static int64_t row_scratch(int64_t rows, int64_t inner) {
@@ -234,6 +255,14 @@ struct DecodedPanel {
         }
       }
     });
+  }
+
+  static float number(const std::byte* panel, int64_t output, int64_t i) {
+    const std::byte* group = panel + i / kScaleGroup * kGroupBytes;
+    const std::byte* pair = group + kScaleBytes + i % kScaleGroup / 2 * kPairBytes;
+    auto code = static_cast<uint8_t>(pair[kNibbles ? output : i % 2 * kPanel + output]);
+    if constexpr (kNibbles) code = i % 2 == 0 ? code & 15 : code >> 4;
+    return scaled<kCodes>(code, group, output);
   }
 
   static int64_t row_scratch(int64_t rows, int64_t inner) { return Rows::scratch(rows, inner); }

@@ -69,6 +69,23 @@ void route_plan(Context& context, AnyView expert_TK, int64_t experts, int64_t ca
   *dropped = tokens * top_k - next;
 }
 
+void unit_offsets(Context&, AnyView offsets_E, AnyView token_R, std::span<const int64_t> units,
+                  AnyView offsets_EU) {
+  const View<const int64_t> offsets = offsets_E.as<const int64_t>();
+  const View<const int32_t> token = token_R.as<const int32_t>();
+  const View<int64_t> out = offsets_EU.as<int64_t>();
+  const int64_t experts = offsets.elements() - 1;
+  const auto count = static_cast<int64_t>(units.size()) - 1;
+  for (int64_t e = 0; e < experts; ++e) {
+    int64_t row = offsets[e];
+    for (int64_t u = 0; u < count; ++u) {
+      while (row < offsets[e + 1] && token[row] < units[static_cast<size_t>(u)]) ++row;
+      out[e * count + u] = row;
+    }
+  }
+  out[experts * count] = offsets[experts];
+}
+
 void gather_rows(Context& context, AnyView x, AnyView source, AnyView y) {
   const int64_t rows = source.elements();
   if (rows == 0) return;
@@ -204,6 +221,6 @@ void combine_backward(Context& context, AnyView dy, AnyView x, AnyView row, AnyV
 
 template <>
 const PermuteKernels cpu::Table<PermuteKernels, cpu::kThisIsa>::value = {
-    &route_plan, &gather_rows, &combine, &combine_backward};
+    &route_plan, &unit_offsets, &gather_rows, &combine, &combine_backward};
 
 }  // namespace degu

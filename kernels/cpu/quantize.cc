@@ -143,19 +143,10 @@ void dequantize(Context& context, const QuantizedWeight& weight, AnyView w_EFD) 
   });
 }
 
-void look_up(Context& context, const QuantizedWeight& weight, std::span<const int32_t> rows_T,
-             AnyView y_TD) {
-  visit_floating(y_TD, [&](auto* out) {
-    each_row(context, static_cast<int64_t>(rows_T.size()), [&](int64_t t) {
-      dequantize_row(weight, rows_T[static_cast<size_t>(t)], out + t * weight.inner());
-    });
-  });
-}
-
 }  // namespace
 
 template <>
 const QuantizeKernels cpu::Table<QuantizeKernels, cpu::kThisIsa>::value = {&rows, &round_weight,
-                                                                           &dequantize, &look_up};
+                                                                           &dequantize};
 
 }  // namespace degu

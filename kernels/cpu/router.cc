@@ -238,10 +238,44 @@ void balance(Context& context, AnyView score_TE, AnyView expert_TK,
   });
 }
 
+// Tens of groups and experts: one thread.
+void losses(Context&, AnyView count_GE, AnyView score_sum_GE, AnyView lse_T,
+            std::span<const int64_t> group_offsets, int64_t top_k, double aux_weight, AnyView aux_G,
+            AnyView z_G, AnyView load_E, AnyView dscore_GE) {
+  const View<const int64_t> count = count_GE.as<const int64_t>();
+  const View<const float> score_sum = score_sum_GE.as<const float>();
+  const View<const float> lse = lse_T.as<const float>();
+  const View<double> aux = aux_G.as<double>(), z = z_G.as<double>();
+  const View<int64_t> load = load_E.as<int64_t>();
+  const View<float> dscore = dscore_GE.as<float>();
+  const int64_t experts = count.dim(1);
+  std::fill_n(load.data(), experts, int64_t{0});
+  for (int64_t g = 0; g < count.dim(0); ++g) {
+    const int64_t begin = group_offsets[static_cast<size_t>(g)];
+    const int64_t end = group_offsets[static_cast<size_t>(g) + 1];
+    const auto tokens = static_cast<double>(end - begin);
+    const double scale = begin == end ? 0
+                                      : static_cast<double>(experts) /
+                                            (static_cast<double>(top_k) * tokens * tokens);
+    double loss = 0, squares = 0;
+    for (int64_t e = 0; e < experts; ++e) {
+      const auto rows = static_cast<double>(count(g, e));
+      loss += scale * rows * static_cast<double>(score_sum(g, e));
+      dscore(g, e) = static_cast<float>(aux_weight * scale * rows);
+      load[e] += count(g, e);
+    }
+    for (int64_t t = begin; t < end; ++t) {
+      squares += static_cast<double>(lse[t]) * static_cast<double>(lse[t]);
+    }
+    aux[g] = loss;
+    z[g] = squares;
+  }
+}
+
 }  // namespace
 
 template <>
 const RouterKernels cpu::Table<RouterKernels, cpu::kThisIsa>::value = {&topk, &topk_backward,
-                                                                       &balance};
+                                                                       &balance, &losses};
 
 }  // namespace degu

@@ -118,10 +118,33 @@ void pack_codes(Context& context, const QuantizedWeight& weight, const PackedWei
   });
 }
 
+template <class T>
+void unpack_typed(Context& context, const PackedWeight& table, std::span<const int32_t> rows_T,
+                  T* y) {
+  visit_format(table.scheme, [&]<class Format>() {
+    using Layout = Packing<Format>;
+    const size_t panel_bytes = Layout::panel_bytes(table.inner);
+    const auto* memory = static_cast<const std::byte*>(table.bytes);
+    context.parallel_for(static_cast<int64_t>(rows_T.size()), [&](int64_t t, int) {
+      const int64_t row = rows_T[static_cast<size_t>(t)];
+      const std::byte* panel = memory + static_cast<size_t>(row / kPanel) * panel_bytes;
+      for (int64_t i = 0; i < table.inner; ++i) {
+        y[t * table.inner + i] = static_cast<T>(Layout::number(panel, row % kPanel, i));
+      }
+    });
+  });
+}
+
+void look_up(Context& context, const PackedWeight& table, std::span<const int32_t> rows_T,
+             AnyView y) {
+  y.dtype == DType::kBF16 ? unpack_typed(context, table, rows_T, static_cast<bf16*>(y.data))
+                          : unpack_typed(context, table, rows_T, static_cast<float*>(y.data));
+}
+
 }  // namespace
 
 template <>
 const WeightKernels cpu::Table<WeightKernels, cpu::kThisIsa>::value = {&bytes_of, &pack,
-                                                                       &pack_codes};
+                                                                       &pack_codes, &look_up};
 
 }  // namespace degu

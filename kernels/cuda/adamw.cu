@@ -34,13 +34,31 @@ Factors factors_of(const AdamWStep& s) {
           .minus_rate = static_cast<float>(-s.learning_rate)};
 }
 
-template <class T>
+// Fp32 moments are kept as they are; bf16 ones become numbers that a store does not round again.
+template <int N>
+__device__ void round_moments(const NoiseStream&, int64_t, const float*, float (&)[N],
+                              float (&)[N]) {}
+template <int N>
+__device__ void round_moments(const NoiseStream& s, int64_t i, const bf16*, float (&m)[N],
+                              float (&v)[N]) {
+#pragma unroll
+  for (int j = 0; j < N; ++j) {
+    const uint32_t word =
+        noise_word(s.first + static_cast<uint32_t>(i + j), s.first_key, s.second_key);
+    m[j] = to_float(stochastic_bf16(m[j], noise_of_m(word)));
+    v[j] = to_float(stochastic_bf16(v[j], noise_of_v(word)));
+  }
+}
+
+// M: how moments are held.
+template <class M, class T>
 struct Step {
   static constexpr int kN = 4;
   Factors f;
+  NoiseStream noise;
   float* master;
-  float* m;
-  float* v;
+  M* m;
+  M* v;
   const float* grad;
   T* weight;  // null: none
   int64_t n;
@@ -60,6 +78,7 @@ struct Step {
           (first[j] * f.m_correction) / (sqrtf(second[j] * f.v_correction) + f.eps);
       w[j] = fmaf(f.minus_rate, fmaf(f.decay, w[j], direction), w[j]);
     }
+    round_moments(noise, i, m, first, second);
     store<kVector>(m, i, n, first);
     store<kVector>(v, i, n, second);
     store<kVector>(master, i, n, w);
@@ -67,32 +86,40 @@ struct Step {
   }
 };
 
-template <class T>
-void step_typed(Context& context, const AdamWStep& options, AnyView master, AnyView m, AnyView v,
-                AnyView grad, AnyView weight) {
-  const Step<T> f{factors_of(options),
-                  static_cast<float*>(master.data),
-                  static_cast<float*>(m.data),
-                  static_cast<float*>(v.data),
-                  static_cast<const float*>(grad.data),
-                  static_cast<T*>(weight.data),
-                  master.elements()};
+template <class M, class T>
+void step_typed(Context& context, const AdamWStep& options, const NoiseStream& noise,
+                AnyView master, AnyView m, AnyView v, AnyView grad, AnyView weight) {
+  using Pass = Step<M, T>;
+  const Pass f{factors_of(options),
+               noise,
+               static_cast<float*>(master.data),
+               static_cast<M*>(m.data),
+               static_cast<M*>(v.data),
+               static_cast<const float*>(grad.data),
+               static_cast<T*>(weight.data),
+               master.elements()};
   if (f.n == 0) return;
-  const unsigned blocks = blocks_for(f.n, int64_t{kThreads} * Step<T>::kN);
+  const unsigned blocks = blocks_for(f.n, int64_t{kThreads} * Pass::kN);
+  const auto stream = state_of(context).stream();
   if (vectored<T>(1, 0, {master.data, m.data, v.data, grad.data, weight.data})) {
-    each_pack_kernel<true, Step<T>::kN>
-        <<<blocks, kThreads, 0, state_of(context).stream()>>>(f.n, f);
+    each_pack_kernel<true, Pass::kN><<<blocks, kThreads, 0, stream>>>(f.n, f);
   } else {
-    each_pack_kernel<false, Step<T>::kN>
-        <<<blocks, kThreads, 0, state_of(context).stream()>>>(f.n, f);
+    each_pack_kernel<false, Pass::kN><<<blocks, kThreads, 0, stream>>>(f.n, f);
   }
   state_of(context).check_launch("adamw");
 }
 
-void step(Context& context, const AdamWStep& options, AnyView master, AnyView m, AnyView v,
-          AnyView grad, AnyView weight) {
-  weight.dtype == DType::kBF16 ? step_typed<bf16>(context, options, master, m, v, grad, weight)
-                               : step_typed<float>(context, options, master, m, v, grad, weight);
+template <class M>
+void step_moments(Context& context, const AdamWStep& options, const NoiseStream& noise,
+                  AnyView master, AnyView m, AnyView v, AnyView grad, AnyView weight) {
+  const auto of = weight.dtype == DType::kBF16 ? &step_typed<M, bf16> : &step_typed<M, float>;
+  of(context, options, noise, master, m, v, grad, weight);
+}
+
+void step(Context& context, const AdamWStep& options, const NoiseStream& noise, AnyView master,
+          AnyView m, AnyView v, AnyView grad, AnyView weight) {
+  const auto of = m.dtype == DType::kBF16 ? &step_moments<bf16> : &step_moments<float>;
+  of(context, options, noise, master, m, v, grad, weight);
 }
 
 // Sixteen interleaved partial sums joined by halves: the CPU's order, so the CPU's bits (a square

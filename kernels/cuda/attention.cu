@@ -361,22 +361,15 @@ struct Plan {
 // All queries' tiles, those with the most keys first.
 std::vector<Tile> whole_tiles(const Sequences& sequences, int64_t max_pages) {
   std::vector<Tile> tiles;
-  for (int64_t s = 0; s < sequences.count(); ++s) {
-    const int64_t first = sequences.first_position[static_cast<size_t>(s)];
-    const int64_t end = first + sequences.length(s);
-    for (int64_t at = first; at < end;) {
-      const int64_t block = at / kKvPageKeys;
-      const int64_t next = std::min(end, (block + 1) * kKvPageKeys);
-      tiles.push_back({.row = sequences.offsets[static_cast<size_t>(s)] + at - first,
-                       .table = s * max_pages,
-                       .partial = -1,
-                       .position = static_cast<int32_t>(at),
-                       .count = static_cast<int32_t>(next - at),
-                       .begin = 0,
-                       .end = static_cast<int32_t>(block + 1)});
-      at = next;
-    }
-  }
+  each_block_piece(sequences, [&](int64_t s, int64_t row, int64_t position, int64_t count) {
+    tiles.push_back({.row = row,
+                     .table = s * max_pages,
+                     .partial = -1,
+                     .position = static_cast<int32_t>(position),
+                     .count = static_cast<int32_t>(count),
+                     .begin = 0,
+                     .end = static_cast<int32_t>(position / kKvPageKeys + 1)});
+  });
   std::stable_sort(tiles.begin(), tiles.end(),
                    [](const Tile& a, const Tile& b) { return a.end > b.end; });
   return tiles;

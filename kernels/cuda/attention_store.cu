@@ -119,19 +119,13 @@ __global__ void __launch_bounds__(kStoreThreads) store_bytes_kernel(Args args) {
 
 std::vector<Piece> pieces_of(const Sequences& sequences, const KvView& kv) {
   std::vector<Piece> pieces;
-  for (int64_t s = 0; s < sequences.count(); ++s) {
-    const int64_t first = sequences.first_position[static_cast<size_t>(s)];
-    const int64_t end = first + sequences.length(s);
-    for (int64_t at = first; at < end;) {
-      const int64_t block = at / kKvPageKeys;
-      const int64_t next = std::min(end, (block + 1) * kKvPageKeys);
-      pieces.push_back({.row = sequences.offsets[static_cast<size_t>(s)] + at - first,
-                        .page = kv.table[static_cast<size_t>(s * kv.max_pages + block)],
-                        .slot = static_cast<int32_t>(at % kKvPageKeys),
-                        .count = static_cast<int32_t>(next - at)});
-      at = next;
-    }
-  }
+  each_block_piece(sequences, [&](int64_t s, int64_t row, int64_t position, int64_t count) {
+    pieces.push_back(
+        {.row = row,
+         .page = kv.table[static_cast<size_t>(s * kv.max_pages + position / kKvPageKeys)],
+         .slot = static_cast<int32_t>(position % kKvPageKeys),
+         .count = static_cast<int32_t>(count)});
+  });
   return pieces;
 }
 

@@ -2,11 +2,13 @@
 // tree over its units.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "kernels/api/rows.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/pack.cuh"
+#include "kernels/cuda/stage_copy.cuh"
 
 namespace degu::cuda {
 
@@ -144,6 +146,50 @@ __device__ inline void join_unit(const DwArgs& args, int64_t unit, Sums& sum) {
       if ((unit >> level & 1) != 0) join(level);
     }
   }
+}
+
+// `sum` becomes a tile's sums over all units: the rows of each in order, the units in the tree.
+// Copies run kStages - 1 steps ahead of the products. load(step, stage) starts the copies of a step
+// into a stage of shared memory, multiply(stage, rows) adds a stage to `sum`.
+template <int kBlock, int kDepth, int kStages, class Sums, class Load, class Multiply>
+__device__ inline void sum_units(const DwArgs& args, const int64_t* offsets, Sums& sum, Load&& load,
+                                 Multiply&& multiply) {
+  RowSteps<kDepth> ahead(offsets, args.units);
+  const auto load_next = [&](int stage) {
+    if (ahead.more()) {
+      load(ahead, stage);
+      ahead.advance();
+    }
+    commit_copies();
+  };
+  for (int s = 0; s < kStages - 1; ++s) load_next(s);
+  int read = 0;
+  int write = kStages - 1;
+  for (int64_t unit = 0; unit < args.units; ++unit) {
+    each_sum(sum, [](int, float& value) { value = 0.0f; });
+    const int64_t end = offsets[unit + 1];
+    for (int64_t row = offsets[unit]; row < end; row += kDepth) {
+      wait_copies<kStages - 2>();
+      __syncthreads();  // the step is there for all; nobody reads the stage that is written next
+      load_next(write);
+      multiply(read, static_cast<int>(min(int64_t{kDepth}, end - row)));
+      read = read + 1 == kStages ? 0 : read + 1;
+      write = write + 1 == kStages ? 0 : write + 1;
+    }
+    join_unit<kBlock>(args, unit, sum);
+  }
+}
+
+// One persistent grid over the tiles of all results, `resident` blocks a multiprocessor.
+template <int kBlock, class Kernel>
+void run_dw(Context& context, Kernel* kernel, DwArgs args, int tile, int shared, int resident) {
+  allow_shared(kernel, shared);
+  const int64_t tiles = dw_tiles(args, tile, tile);
+  const int64_t blocks = std::min(tiles, state_of(context).multiprocessors() * int64_t{resident});
+  args.subtrees = scratch_of<float>(context, blocks * args.levels * tile * tile);
+  kernel<<<static_cast<unsigned>(blocks), kBlock, shared, state_of(context).stream()>>>(args,
+                                                                                        tiles);
+  state_of(context).check_launch("grouped_gemm_dw");
 }
 
 }  // namespace

@@ -1,7 +1,4 @@
-#include <algorithm>
-
 #include "kernels/cuda/dw_units.cuh"
-#include "kernels/cuda/stage_copy.cuh"
 #include "kernels/cuda/table.h"
 #include "kernels/tables/grouped_gemm.h"
 
@@ -124,50 +121,19 @@ __global__ void __launch_bounds__(kBlock, kResident) dw_kernel(DwArgs args, int6
   const int first_column = warp / 2 * 8 * kOctets;
   for (int64_t index = blockIdx.x; index < tiles; index += gridDim.x) {
     const DwPlace place(args, index, kTile, kTile);
-    const int64_t* offsets = place.offsets(args);
-    RowSteps<kDepth> ahead(offsets, args.units);
-    for (int s = 0; s < kStages - 1; ++s) {
-      if (ahead.more()) {
-        load_rows(args, place, ahead, shared + s * kStage);
-        ahead.advance();
-      }
-      commit_copies();
-    }
-    int read = 0;
-    int write = kStages - 1;
     float sum[kStrips][kOctets][4];
-    for (int64_t unit = 0; unit < args.units; ++unit) {
-      each_sum(sum, [](int, float& value) { value = 0.0f; });
-      const int64_t end = offsets[unit + 1];
-      for (int64_t row = offsets[unit]; row < end; row += kDepth) {
-        wait_copies<kStages - 2>();
-        __syncthreads();  // the step is there for all; nobody reads the stage that is written next
-        if (ahead.more()) {
-          load_rows(args, place, ahead, shared + write * kStage);
-          ahead.advance();
-        }
-        commit_copies();
-        multiply_rows(sum, shared + read * kStage, first_output, first_column,
-                      static_cast<int>(min(int64_t{kDepth}, end - row)));
-        read = read + 1 == kStages ? 0 : read + 1;
-        write = write + 1 == kStages ? 0 : write + 1;
-      }
-      join_unit<kBlock>(args, unit, sum);
-    }
+    sum_units<kBlock, kDepth, kStages>(
+        args, place.offsets(args), sum,
+        [&](const RowSteps<kDepth>& step, int stage) {
+          load_rows(args, place, step, shared + stage * kStage);
+        },
+        [&](int stage, int rows) {
+          multiply_rows(sum, shared + stage * kStage, first_output, first_column, rows);
+        });
     store_sums(args, place, first_output, first_column, sum);
     wait_copies<0>();
     __syncthreads();  // before the next tile's copies
   }
-}
-
-void dw_bf16(Context& context, DwArgs args) {
-  allow_shared(&dw_kernel, kShared);
-  const int64_t tiles = dw_tiles(args, kTile, kTile);
-  const int64_t blocks = std::min(tiles, state_of(context).multiprocessors() * int64_t{kResident});
-  args.subtrees = scratch_of<float>(context, blocks * args.levels * kTile * kTile);
-  dw_kernel<<<static_cast<unsigned>(blocks), kBlock, kShared, state_of(context).stream()>>>(args,
-                                                                                            tiles);
-  state_of(context).check_launch("grouped_gemm_dw");
 }
 
 void weight_gradient(Context& context, AnyView dy, AnyView x, const UnitSegments& segments,
@@ -191,7 +157,8 @@ void weight_gradient(Context& context, AnyView dy, AnyView x, const UnitSegments
                     .x_vector = vectored<bf16>(x.dim(0), width, {x.data}),
                     .pairs = width % 2 == 0 && reinterpret_cast<uintptr_t>(dw.data) % 8 == 0,
                     .add = write == Write::kAdd};
-  x.dtype == DType::kBF16 ? dw_bf16(context, args) : dw_floats(context, args);
+  x.dtype == DType::kBF16 ? run_dw<kBlock>(context, &dw_kernel, args, kTile, kShared, kResident)
+                          : dw_floats(context, args);
 }
 
 }  // namespace

@@ -1,8 +1,5 @@
-#include <algorithm>
-
 #include "kernels/cuda/dw_units.cuh"
 #include "kernels/cuda/float_tile.cuh"
-#include "kernels/cuda/stage_copy.cuh"
 
 namespace degu::cuda {
 namespace {
@@ -45,37 +42,17 @@ __global__ void __launch_bounds__(kBlock) dw_float_kernel(DwArgs args, int64_t t
   const int first_column = static_cast<int>(threadIdx.x) % kAcross * kEach;
   for (int64_t index = blockIdx.x; index < tiles; index += gridDim.x) {
     const DwPlace place(args, index, kTile, kTile);
-    const int64_t* offsets = place.offsets(args);
-    RowSteps<kDepth> ahead(offsets, args.units);
-    for (int s = 0; s < kStages - 1; ++s) {
-      if (ahead.more()) {
-        load_rows(args, place, ahead, shared + s * kStage);
-        ahead.advance();
-      }
-      commit_copies();
-    }
-    int read = 0;
-    int write = kStages - 1;
     float sum[kEach][kEach];
-    for (int64_t unit = 0; unit < args.units; ++unit) {
-      clear(sum);
-      const int64_t end = offsets[unit + 1];
-      for (int64_t row = offsets[unit]; row < end; row += kDepth) {
-        wait_copies<kStages - 2>();
-        __syncthreads();  // the step is there for all; nobody reads the stage that is written next
-        if (ahead.more()) {
-          load_rows(args, place, ahead, shared + write * kStage);
-          ahead.advance();
-        }
-        commit_copies();
-        const float* stage = shared + read * kStage;
-        multiply_floats(sum, stage + first_output, kTile, stage + kOperand + first_column, kTile,
-                        static_cast<int>(min(int64_t{kDepth}, end - row)));
-        read = read + 1 == kStages ? 0 : read + 1;
-        write = write + 1 == kStages ? 0 : write + 1;
-      }
-      join_unit<kBlock>(args, unit, sum);
-    }
+    sum_units<kBlock, kDepth, kStages>(
+        args, place.offsets(args), sum,
+        [&](const RowSteps<kDepth>& step, int stage) {
+          load_rows(args, place, step, shared + stage * kStage);
+        },
+        [&](int stage, int rows) {
+          const float* here = shared + stage * kStage;
+          multiply_floats(sum, here + first_output, kTile, here + kOperand + first_column, kTile,
+                          rows);
+        });
     float* dw = place.dw(args);
     each_sum(sum, [&](int i, float& value) {
       const int64_t f = place.output + first_output + i / kEach;
@@ -92,13 +69,7 @@ __global__ void __launch_bounds__(kBlock) dw_float_kernel(DwArgs args, int64_t t
 }  // namespace
 
 void dw_floats(Context& context, DwArgs args) {
-  allow_shared(&dw_float_kernel, kShared);
-  const int64_t tiles = dw_tiles(args, kTile, kTile);
-  const int64_t blocks = std::min(tiles, state_of(context).multiprocessors() * int64_t{kResident});
-  args.subtrees = scratch_of<float>(context, blocks * args.levels * kTile * kTile);
-  dw_float_kernel<<<static_cast<unsigned>(blocks), kBlock, kShared, state_of(context).stream()>>>(
-      args, tiles);
-  state_of(context).check_launch("grouped_gemm_dw");
+  run_dw<kBlock>(context, &dw_float_kernel, args, kTile, kShared, kResident);
 }
 
 }  // namespace degu::cuda

@@ -173,7 +173,7 @@ void combine_backward(Context& context, AnyView dy, AnyView x, AnyView row, AnyV
 }  // namespace
 
 template <>
-const PermuteKernels cuda::Table<PermuteKernels>::value = {&cuda::route_plan, &gather_rows,
-                                                           &combine, &combine_backward};
+const PermuteKernels cuda::Table<PermuteKernels>::value = {
+    &cuda::route_plan, &cuda::unit_offsets, &gather_rows, &combine, &combine_backward};
 
 }  // namespace degu

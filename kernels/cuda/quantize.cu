@@ -132,23 +132,20 @@ int64_t round_weight(Context& context, AnyView w, const QuantizedWeight& out) {
   return -1;
 }
 
-// y[t] = row rows[t]; all rows in order when `rows` is null.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    dequantize_kernel(WeightArgs args, const int32_t* rows, int64_t total, T* y) {
+    dequantize_kernel(WeightArgs args, int64_t total, T* w) {
   const int64_t item = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (item >= total) return;
-  const int64_t t = item / args.inner;
+  const int64_t row = item / args.inner;
   const int64_t i = item % args.inner;
-  const int64_t row = rows == nullptr ? t : rows[t];
   const uint8_t* codes = args.codes + row * code_bytes(args.kind, args.inner);
   const bf16 scale = args.scales[row * scale_groups(args.inner) + i / kScaleGroup];
-  assign(y[item], code_value(args.kind, stored_code(args.kind, codes, i)) * to_float(scale));
+  assign(w[item], code_value(args.kind, stored_code(args.kind, codes, i)) * to_float(scale));
 }
 
-void dequantize_to(Context& context, const QuantizedWeight& weight, const int32_t* rows,
-                   AnyView y) {
-  const int64_t total = y.elements();
+void dequantize(Context& context, const QuantizedWeight& weight, AnyView w) {
+  const int64_t total = w.elements();
   if (total == 0) return;
   const WeightArgs args{.codes = static_cast<const uint8_t*>(weight.codes.data),
                         .scales = static_cast<const bf16*>(weight.scales.data),
@@ -156,31 +153,17 @@ void dequantize_to(Context& context, const QuantizedWeight& weight, const int32_
                         .kind = scheme_info(weight.scheme).codes};
   const unsigned blocks = blocks_for(total, kThreads);
   CUstream_st* stream = state_of(context).stream();
-  if (y.dtype == DType::kBF16) {
-    dequantize_kernel<<<blocks, kThreads, 0, stream>>>(args, rows, total,
-                                                       static_cast<bf16*>(y.data));
+  if (w.dtype == DType::kBF16) {
+    dequantize_kernel<<<blocks, kThreads, 0, stream>>>(args, total, static_cast<bf16*>(w.data));
   } else {
-    dequantize_kernel<<<blocks, kThreads, 0, stream>>>(args, rows, total,
-                                                       static_cast<float*>(y.data));
+    dequantize_kernel<<<blocks, kThreads, 0, stream>>>(args, total, static_cast<float*>(w.data));
   }
   state_of(context).check_launch("dequantize");
-}
-
-void dequantize(Context& context, const QuantizedWeight& weight, AnyView w) {
-  dequantize_to(context, weight, nullptr, w);
-}
-
-void look_up(Context& context, const QuantizedWeight& weight, std::span<const int32_t> rows_T,
-             AnyView y) {
-  if (rows_T.empty()) return;
-  ScratchScope scope(context.scratch());
-  dequantize_to(context, weight, on_device(context, rows_T), y);
 }
 
 }  // namespace
 
 template <>
-const QuantizeKernels cuda::Table<QuantizeKernels>::value = {&rows, &round_weight, &dequantize,
-                                                             &look_up};
+const QuantizeKernels cuda::Table<QuantizeKernels>::value = {&rows, &round_weight, &dequantize};
 
 }  // namespace degu

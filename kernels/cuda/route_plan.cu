@@ -156,6 +156,38 @@ __global__ void place_kernel(Args args) {
   }
 }
 
+struct UnitArgs {
+  const int64_t* offsets;  // [experts + 1]
+  const int32_t* token;    // [rows]
+  const int64_t* units;    // [count + 1] first tokens
+  int64_t* out;            // [experts * count + 1]
+  int32_t experts;
+  int32_t count;
+};
+
+// A thread per (expert, unit): the first row of the expert whose token is not before the unit's.
+__global__ void unit_kernel(UnitArgs args) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int64_t last = static_cast<int64_t>(args.experts) * args.count;
+  if (i > last) return;
+  if (i == last) {
+    args.out[i] = args.offsets[args.experts];
+    return;
+  }
+  const int64_t e = i / args.count;
+  const int64_t token = args.units[i % args.count];
+  int64_t low = args.offsets[e], high = args.offsets[e + 1];
+  while (low < high) {
+    const int64_t middle = low + (high - low) / 2;
+    if (args.token[middle] < token) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  args.out[i] = low;
+}
+
 // Pieces that end where capacity groups do.
 struct Pieces {
   std::vector<int32_t> begin;
@@ -221,6 +253,20 @@ void route_plan(Context& context, AnyView expert_TK, int64_t experts, int64_t ca
     place_kernel<<<piece_blocks, kWarps * 32, counters, state.stream()>>>(args);
   }
   state.check_launch(kOp);
+}
+
+void unit_offsets(Context& context, AnyView offsets_E, AnyView token_R,
+                  std::span<const int64_t> units, AnyView offsets_EU) {
+  ScratchScope scope(context.scratch());
+  const UnitArgs args{.offsets = static_cast<const int64_t*>(offsets_E.data),
+                      .token = static_cast<const int32_t*>(token_R.data),
+                      .units = on_device(context, units),
+                      .out = static_cast<int64_t*>(offsets_EU.data),
+                      .experts = static_cast<int32_t>(offsets_E.elements() - 1),
+                      .count = static_cast<int32_t>(units.size() - 1)};
+  CudaState& state = state_of(context);
+  unit_kernel<<<blocks_for(offsets_EU.elements(), kThreads), kThreads, 0, state.stream()>>>(args);
+  state.check_launch("unit_offsets");
 }
 
 }  // namespace degu::cuda

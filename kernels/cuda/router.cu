@@ -346,9 +346,97 @@ void balance(Context& context, AnyView score_TE, AnyView expert_TK,
             experts, static_cast<float*>(score_sum_GE.data), Write::kOverwrite);
 }
 
+struct LossArgs {
+  const int64_t* count;  // [groups, experts]
+  const float* score_sum;
+  const float* lse;
+  const int64_t* group_offsets;
+  double* aux;
+  double* z;
+  int64_t* load;
+  float* dscore;
+  double aux_weight;
+  int groups;
+  int experts;
+  int top_k;
+};
+
+// The sum over a block's threads, on thread 0: halves are added until one is left.
+__device__ inline double block_sum(double value, double* shared) {
+  const int thread = static_cast<int>(threadIdx.x);
+  __syncthreads();
+  shared[thread] = value;
+  for (int half = kBalanceThreads / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (thread < half) shared[thread] = shared[thread] + shared[thread + half];
+  }
+  return shared[0];
+}
+
+// A block per group, and one more for the experts' loads.
+__global__ void __launch_bounds__(kBalanceThreads) loss_kernel(LossArgs args) {
+  __shared__ double shared[kBalanceThreads];
+  const int thread = static_cast<int>(threadIdx.x);
+  const int g = static_cast<int>(blockIdx.x);
+  if (g == args.groups) {
+    for (int e = thread; e < args.experts; e += kBalanceThreads) {
+      int64_t load = 0;
+      for (int group = 0; group < args.groups; ++group) {
+        load += args.count[static_cast<int64_t>(group) * args.experts + e];
+      }
+      args.load[e] = load;
+    }
+    return;
+  }
+  const int64_t begin = args.group_offsets[g], end = args.group_offsets[g + 1];
+  const auto tokens = static_cast<double>(end - begin);
+  const double scale = begin == end ? 0.0 : args.experts / (args.top_k * tokens * tokens);
+  double aux = 0, squares = 0;
+  for (int e = thread; e < args.experts; e += kBalanceThreads) {
+    const int64_t at = static_cast<int64_t>(g) * args.experts + e;
+    const auto rows = static_cast<double>(args.count[at]);
+    aux = aux + scale * rows * static_cast<double>(args.score_sum[at]);
+    args.dscore[at] = static_cast<float>(args.aux_weight * scale * rows);
+  }
+  for (int64_t t = begin + thread; t < end; t += kBalanceThreads) {
+    const auto lse = static_cast<double>(args.lse[t]);
+    squares = squares + lse * lse;
+  }
+  aux = block_sum(aux, shared);
+  squares = block_sum(squares, shared);
+  if (thread == 0) {
+    args.aux[g] = aux;
+    args.z[g] = squares;
+  }
+}
+
+void losses(Context& context, AnyView count_GE, AnyView score_sum_GE, AnyView lse_T,
+            std::span<const int64_t> group_offsets, int64_t top_k, double aux_weight, AnyView aux_G,
+            AnyView z_G, AnyView load_E, AnyView dscore_GE) {
+  const int64_t groups = count_GE.dim(0);
+  const int64_t experts = count_GE.dim(1);
+  if (experts > kMostExperts) CudaState::refuse("balance_losses", "experts", experts, kMostExperts);
+  ScratchScope scope(context.scratch());
+  CudaState& state = state_of(context);
+  const LossArgs args{.count = static_cast<const int64_t*>(count_GE.data),
+                      .score_sum = static_cast<const float*>(score_sum_GE.data),
+                      .lse = static_cast<const float*>(lse_T.data),
+                      .group_offsets = on_device(context, group_offsets),
+                      .aux = static_cast<double*>(aux_G.data),
+                      .z = static_cast<double*>(z_G.data),
+                      .load = static_cast<int64_t*>(load_E.data),
+                      .dscore = static_cast<float*>(dscore_GE.data),
+                      .aux_weight = aux_weight,
+                      .groups = static_cast<int>(groups),
+                      .experts = static_cast<int>(experts),
+                      .top_k = static_cast<int>(top_k)};
+  loss_kernel<<<static_cast<unsigned>(groups + 1), kBalanceThreads, 0, state.stream()>>>(args);
+  state.check_launch("balance_losses");
+}
+
 }  // namespace
 
 template <>
-const RouterKernels cuda::Table<RouterKernels>::value = {&topk, &topk_backward, &balance};
+const RouterKernels cuda::Table<RouterKernels>::value = {&topk, &topk_backward, &balance, &losses};
 
 }  // namespace degu

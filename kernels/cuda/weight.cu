@@ -66,17 +66,11 @@ struct PiecePlace {
       : expert(item / (strips * steps)), strip(item / steps % strips), step(item % steps) {}
 };
 
-// A warp per chunk: its reads are runs of at least 32 bytes in either orientation.
-template <class Source>
-__global__ void __launch_bounds__(kThreads)
-    pack_numbers_kernel(Numbers<Source> w, int64_t items, std::byte* packed) {
-  using Layout = Chunk<Bf16Format>;
-  const int64_t item = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
-  if (item >= items) return;
-  const PiecePlace place(item, Layout::strips(w.outputs), Layout::chunks(w.inner));
+// The words of a warp's chunk: bits_of(output, inner) is one number, as the chunk holds it.
+template <class Layout, int kUnroll, class BitsOf>
+__device__ inline void write_cells(const PiecePlace& place, std::byte* chunk, BitsOf&& bits_of) {
   const int lane = static_cast<int>(threadIdx.x % 32);
-  std::byte* chunk = packed + item * Layout::kBytes + lane * 16;
-#pragma unroll
+#pragma unroll(kUnroll)
   for (int cell = 0; cell < Layout::kCells; ++cell) {
     Words<16> out;
 #pragma unroll
@@ -85,13 +79,26 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int i = 0; i < Layout::kPerWord; ++i) {
         const ChunkElement e = Layout::element(cell, word, lane, i);
-        const Source value = w.at(place.expert, place.strip * kStripOutputs + e.output,
-                                  place.step * Layout::kInner + e.inner);
-        out.word[word] |= bf16_bits(value) << i * Layout::kBits;
+        out.word[word] |=
+            bits_of(place.strip * kStripOutputs + e.output, place.step * Layout::kInner + e.inner)
+            << i * Layout::kBits;
       }
     }
-    *reinterpret_cast<Words<16>*>(chunk + cell * kCellBytes) = out;
+    *reinterpret_cast<Words<16>*>(chunk + cell * kCellBytes + lane * 16) = out;
   }
+}
+
+// A warp per chunk: its reads are runs of at least 32 bytes in either orientation.
+template <class Source>
+__global__ void __launch_bounds__(kThreads)
+    pack_numbers_kernel(Numbers<Source> w, int64_t items, std::byte* packed) {
+  using Layout = Chunk<Bf16Format>;
+  const int64_t item = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+  if (item >= items) return;
+  const PiecePlace place(item, Layout::strips(w.outputs), Layout::chunks(w.inner));
+  write_cells<Layout, Layout::kCells>(
+      place, packed + item * Layout::kBytes,
+      [&](int64_t output, int64_t i) { return bf16_bits(w.at(place.expert, output, i)); });
 }
 
 // A warp per 8 inner elements of a panel; a lane has one output.
@@ -176,22 +183,9 @@ __global__ void __launch_bounds__(kThreads)
   const PiecePlace place(item, Layout::strips(w.outputs), Layout::chunks(w.inner));
   const int lane = static_cast<int>(threadIdx.x % 32);
   std::byte* chunk = packed + item * Layout::kBytes;
-#pragma unroll 1
-  for (int cell = 0; cell < Layout::kCells; ++cell) {
-    Words<16> out;
-#pragma unroll
-    for (int word = 0; word < 4; ++word) {
-      out.word[word] = 0;
-#pragma unroll
-      for (int i = 0; i < Layout::kPerWord; ++i) {
-        const ChunkElement e = Layout::element(cell, word, lane, i);
-        out.word[word] |= code_at<Format>(w, place.expert, place.strip * kStripOutputs + e.output,
-                                          place.step * Layout::kInner + e.inner)
-                          << i * Layout::kBits;
-      }
-    }
-    *reinterpret_cast<Words<16>*>(chunk + cell * kCellBytes + lane * 16) = out;
-  }
+  write_cells<Layout, 1>(place, chunk, [&](int64_t output, int64_t i) {
+    return code_at<Format>(w, place.expert, output, i);
+  });
   auto* scales = reinterpret_cast<bf16*>(chunk + Layout::kScalesAt);
   const int64_t groups = scale_groups(w.inner);
   for (int i = lane; i < Layout::kGroups * kStripOutputs; i += 32) {
@@ -224,9 +218,90 @@ void pack_codes(Context& context, const QuantizedWeight& weight, const PackedWei
   state_of(context).check_launch("pack_weight");
 }
 
+// A row of a matrix lies in its strip's chunks with four lanes of each cell.
+constexpr int kRowLanes = 4;
+
+// A thread per row, chunk and one of those lanes.
+template <class Format, class T>
+__global__ void __launch_bounds__(kThreads)
+    unpack_rows_kernel(const std::byte* packed, const int32_t* rows, int64_t items, int64_t chunks,
+                       int64_t inner, T* y) {
+  using Layout = Chunk<Format>;
+  const int64_t item = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (item >= items) return;
+  const int64_t t = item / (chunks * kRowLanes);
+  const int64_t step = item / kRowLanes % chunks;
+  const int64_t strip = rows[t] / kStripOutputs;
+  const int output = rows[t] % kStripOutputs;
+  const int lane = output % 8 * kRowLanes + static_cast<int>(item % kRowLanes);
+  const std::byte* chunk = packed + (strip * chunks + step) * Layout::kBytes;
+  for (int cell = 0; cell < Layout::kCells; ++cell) {
+    const auto* words = reinterpret_cast<const uint32_t*>(chunk + cell * kCellBytes + lane * 16);
+    for (int word = 0; word < 4; ++word) {
+      for (int i = 0; i < Layout::kPerWord; ++i) {
+        const ChunkElement e = Layout::element(cell, word, lane, i);
+        const int64_t column = step * Layout::kInner + e.inner;
+        if (e.output != output || column >= inner) continue;
+        const uint32_t bits = words[word] >> i * Layout::kBits & ((1u << Layout::kBits) - 1);
+        float value;
+        if constexpr (Layout::kCodes == Codes::kNone) {
+          value = __uint_as_float(bits << 16);
+        } else {
+          const bool flipped = Layout::kCodes == Codes::kInt4 && Layout::kInteger;
+          const auto* scales = reinterpret_cast<const bf16*>(chunk + Layout::kScalesAt);
+          value = code_value(Layout::kCodes, static_cast<uint8_t>(flipped ? bits ^ 8 : bits)) *
+                  to_float(scales[e.inner / kScaleGroup * kStripOutputs + output]);
+        }
+        assign(y[t * inner + column], value);
+      }
+    }
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    unpack_floats_kernel(const float* packed, const int32_t* rows, int64_t items, int64_t depth,
+                         int64_t inner, T* y) {
+  const int64_t item = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (item >= items) return;
+  const int64_t row = rows[item / inner];
+  assign(y[item],
+         packed[(row / kFloatPanel * depth + item % inner) * kFloatPanel + row % kFloatPanel]);
+}
+
+template <class T>
+void unpack_typed(Context& context, const PackedWeight& table, const int32_t* rows, int64_t count,
+                  T* y) {
+  CUstream_st* stream = state_of(context).stream();
+  visit_format(table.scheme, [&]<class Format>() {
+    if constexpr (Format::kInfo.scheme == Scheme::kFp32) {
+      const int64_t items = count * table.inner;
+      unpack_floats_kernel<<<blocks_for(items, kThreads), kThreads, 0, stream>>>(
+          static_cast<const float*>(table.bytes), rows, items, float_depth(table.inner),
+          table.inner, y);
+    } else {
+      const int64_t chunks = Chunk<Format>::chunks(table.inner);
+      const int64_t items = count * chunks * kRowLanes;
+      unpack_rows_kernel<Format><<<blocks_for(items, kThreads), kThreads, 0, stream>>>(
+          static_cast<const std::byte*>(table.bytes), rows, items, chunks, table.inner, y);
+    }
+  });
+  state_of(context).check_launch("unpack_rows");
+}
+
+void look_up(Context& context, const PackedWeight& table, std::span<const int32_t> rows_T,
+             AnyView y) {
+  if (y.elements() == 0) return;
+  const ScratchScope scope(context.scratch());
+  const int32_t* rows = on_device(context, rows_T);
+  const auto count = static_cast<int64_t>(rows_T.size());
+  y.dtype == DType::kBF16 ? unpack_typed(context, table, rows, count, static_cast<bf16*>(y.data))
+                          : unpack_typed(context, table, rows, count, static_cast<float*>(y.data));
+}
+
 }  // namespace
 
 template <>
-const WeightKernels cuda::Table<WeightKernels>::value = {&bytes_of, &pack, &pack_codes};
+const WeightKernels cuda::Table<WeightKernels>::value = {&bytes_of, &pack, &pack_codes, &look_up};
 
 }  // namespace degu

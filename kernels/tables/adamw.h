@@ -4,12 +4,14 @@
 #include <span>
 
 #include "kernels/api/adamw.h"
+#include "kernels/common/stochastic_rounding.h"
 
 namespace degu {
 
 struct AdamWKernels {
-  void (*step)(Context&, const AdamWStep&, AnyView master, AnyView m, AnyView v, AnyView grad,
-               AnyView weight);
+  // `noise` rounds bf16 moments; of fp32 ones nobody looks at it.
+  void (*step)(Context&, const AdamWStep&, const NoiseStream& noise, AnyView master, AnyView m,
+               AnyView v, AnyView grad, AnyView weight);
   void (*block_square_sums)(Context&, AnyView grad, double* block_sums);
 };
 

@@ -12,6 +12,8 @@ struct PermuteKernels {
   void (*route_plan)(Context&, AnyView expert_TK, int64_t experts, int64_t capacity,
                      std::span<const int64_t> group_offsets, int64_t* offsets_E, AnyView row_TK,
                      AnyView token_R, int64_t* dropped);
+  void (*unit_offsets)(Context&, AnyView offsets_E, AnyView token_R, std::span<const int64_t> units,
+                       AnyView offsets_EU);
   void (*gather_rows)(Context&, AnyView x_TD, AnyView source_R, AnyView y_RD);
   void (*combine)(Context&, AnyView x_RD, AnyView row_TK, AnyView gate_TK, AnyView add_TD,
                   AnyView y_TD);

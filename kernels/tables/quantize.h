@@ -1,8 +1,6 @@
 // Entry points of kernels/api/quantize.h: filled by each backend (CPU: per instruction set).
 #pragma once
 
-#include <span>
-
 #include "kernels/api/quantize.h"
 
 namespace degu {
@@ -12,8 +10,6 @@ struct QuantizeKernels {
   // A row that holds an infinity or NaN, or -1; an accelerator stops at one instead.
   int64_t (*weight)(Context& context, AnyView w_EFD, const QuantizedWeight& out);
   void (*dequantize)(Context& context, const QuantizedWeight& weight, AnyView w_EFD);
-  void (*dequantize_rows)(Context& context, const QuantizedWeight& weight,
-                          std::span<const int32_t> rows_T, AnyView y_TD);
 };
 
 }  // namespace degu

@@ -17,6 +17,9 @@ struct RouterKernels {
   void (*balance)(Context&, AnyView score_TE, AnyView expert_TK,
                   std::span<const int64_t> group_offsets, Score, AnyView count_GE,
                   AnyView score_sum_GE);
+  void (*balance_losses)(Context&, AnyView count_GE, AnyView score_sum_GE, AnyView lse_T,
+                         std::span<const int64_t> group_offsets, int64_t top_k, double aux_weight,
+                         AnyView aux_G, AnyView z_G, AnyView load_E, AnyView dscore_GE);
 };
 
 }  // namespace degu

@@ -4,8 +4,9 @@
   gpu_vs_torch.py --degu PROGRAM [--json]
 
 64 experts of width 1024, tokens of width 2048, 131,072 rows dealt to experts at random (16k tokens that visit 8
-each), bf16: forward, dX and dW, in turns. The dense rate is that of one large bf16 product by cuBLAS. Bar: each of
-degu's at 0.75 of the dense rate. Needs PyTorch with CUDA; without grouped_mm in it, its rows are left out.
+each), bf16: forward, dX and dW; PyTorch first, then degu. The dense rate is that of one large bf16 product by
+cuBLAS, measured before and after. Bar: each of degu's at 0.75 of the dense rate. Needs PyTorch with CUDA; without
+grouped_mm in it, its rows are left out.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ degu="${DEGU:-build/release/src/cli/degu}"
 run_ranks() {
   local threads="${SLURM_CPUS_PER_TASK:-1}"
   local launcher=(mpirun --map-by "slot:PE=$threads")
-  if [[ "${DEGU_LAUNCHER:-srun}" == srun ]] && srun --mpi=list 2>&1 | grep -q pmix; then
+  if [[ "${DEGU_LAUNCHER:-srun}" == srun ]] && [[ "$(srun --mpi=list 2>&1)" == *pmix* ]]; then
     launcher=(srun --mpi=pmix --cpus-per-task="$threads")
   fi
   "${launcher[@]}" "$@" --set cluster.threads="$threads" &

@@ -188,16 +188,16 @@ ExitCode bench_kernels(const Options& options) {
   return ExitCode::kDone;
 }
 
-Action attach_bench_kernels(CLI::App& app) {
+Action attach_bench_kernels(CommandLine& line) {
   auto options = std::make_shared<Options>();
-  app.add_option("--out", options->out, "write the peaks to this YAML file, for `degu plan`");
-  app.add_option("--only", options->only, "measure operators whose name contains this");
-  app.add_option("--threads", options->threads, "threads; 0: the cores this process may run on")
-      ->check(CLI::NonNegativeNumber);
-  app.add_option("--repetitions", options->repetitions, "of peak, operator, peak; at least 3")
-      ->check(CLI::Range(3, 1000));
-  add_device_option(app, options->device);
-  app.add_flag("--json", options->json, "one JSON object on standard output");
+  line.option("--out", options->out, "write the peaks to this YAML file, for `degu plan`");
+  line.option("--only", options->only, "measure operators whose name contains this");
+  line.option("--threads", options->threads, "threads; 0: the cores this process may run on")
+      .non_negative();
+  line.option("--repetitions", options->repetitions, "of peak, operator, peak; at least 3")
+      .within(3, 1000);
+  add_device_option(line, options->device);
+  line.flag("--json", options->json, "one JSON object on standard output");
   return [options] { return bench_kernels(*options); };
 }
 
@@ -220,27 +220,8 @@ constexpr Command kBenches[] = {
 
 }  // namespace
 
-Action attach_bench(CLI::App& app) {
-  app.require_subcommand(1);
-  struct Attached {
-    const Command& bench;
-    CLI::App* app;
-    Action action;
-  };
-  std::vector<Attached> attached;
-  for (const Command& bench : kBenches) {
-    CLI::App* sub = app.add_subcommand(bench.name, bench.summary);
-    sub->fallthrough();
-    attached.push_back({bench, sub, bench.attach(*sub)});
-  }
-  return [attached] {
-    for (const Attached& each : attached) {
-      if (!each.app->parsed()) continue;
-      if (!each.bench.many_ranks) require_one_rank(fmt::format("bench {}", each.bench.name));
-      return each.action();
-    }
-    return ExitCode::kUsage;
-  };
+Action attach_bench(CommandLine& line) {
+  return attach_commands(line, kBenches);
 }
 
 }  // namespace degu

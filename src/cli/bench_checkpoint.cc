@@ -92,16 +92,14 @@ void write_tensor(Context& context, const ParameterSpec& spec, Scheme scheme, ui
     writer.add(name, value);
     return;
   }
-  {
-    const Tensor codes(info.weight, code_shape(scheme, spec.shape));
-    fill_codes(context, info.codes, stream, codes);
-    writer.add(name, codes);
-  }
   const Tensor scales(DType::kBF16, scale_shape(spec.shape));
   const double scale = spec.init_std * unit_scale(info.codes);
   fill_normal(context, RandomStream(seed, spec.name + std::string(kScaleSuffix)), 0.1 * scale,
               scale, scales.as<bf16>());
   writer.add(name + std::string(kScaleSuffix), scales);
+  const Tensor codes(info.weight, code_shape(scheme, spec.shape));
+  fill_codes(context, info.codes, stream, codes);
+  writer.add(name, codes);
 }
 
 ExitCode bench_checkpoint(const Options& options) {
@@ -131,20 +129,18 @@ ExitCode bench_checkpoint(const Options& options) {
 
 }  // namespace
 
-Action attach_bench_checkpoint(CLI::App& app) {
+Action attach_bench_checkpoint(CommandLine& line) {
   auto options = std::make_shared<Options>();
   std::vector<std::string> schemes;
   for (const SchemeInfo& info : kSchemes) {
     if (info.scheme != Scheme::kFp32) schemes.emplace_back(info.name);
   }
-  app.add_option("config", options->config, "a run's YAML; its model: part is what counts")
-      ->required();
-  app.add_option("--scheme", options->scheme, "what the weights are written in")
-      ->check(CLI::IsMember(schemes));
-  app.add_option("--set", options->set, "override one key: model.width=256");
-  app.add_option("--out", options->out, "folder of the checkpoint")->required();
-  app.add_option("--seed", options->seed, "of the random numbers");
-  app.add_option("--threads", options->threads, "threads; 0: the cores this process may run on");
+  line.option("config", options->config, "a run's YAML; its model: part is what counts").required();
+  line.option("--scheme", options->scheme, "what the weights are written in").among(schemes);
+  line.option("--set", options->set, "override one key: model.width=256");
+  line.option("--out", options->out, "folder of the checkpoint").required();
+  line.option("--seed", options->seed, "of the random numbers");
+  line.option("--threads", options->threads, "threads; 0: the cores this process may run on");
   return [options] { return bench_checkpoint(*options); };
 }
 

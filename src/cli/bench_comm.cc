@@ -207,20 +207,17 @@ ExitCode bench_comm(const Options& options) {
 
 }  // namespace
 
-Action attach_bench_comm(CLI::App& app) {
+Action attach_bench_comm(CommandLine& line) {
   auto options = std::make_shared<Options>();
-  app.add_option("--out", options->out, "write the cluster's YAML, for `degu plan --train`");
-  app.add_option("--least", options->least, "bytes of the smallest values")
-      ->check(CLI::Range(4, 1 << 30));
-  app.add_option("--most", options->most, "bytes of the largest values")
-      ->check(CLI::Range(int64_t{4}, int64_t{1} << 34));
-  app.add_option("--repetitions", options->repetitions, "of each; the median is told")
-      ->check(CLI::Range(1, 1000));
-  app.add_option("--nodes", options->nodes, "nodes that the ranks are spread over")
-      ->check(CLI::PositiveNumber);
-  app.add_option("--threads", options->threads, "per rank; 0: the node's cores over its ranks")
-      ->check(CLI::NonNegativeNumber);
-  app.add_flag("--json", options->json, "one JSON object on standard output");
+  line.option("--out", options->out, "write the cluster's YAML, for `degu plan --train`");
+  line.option("--least", options->least, "bytes of the smallest values").within(4, 1 << 30);
+  line.option("--most", options->most, "bytes of the largest values")
+      .within(int64_t{4}, int64_t{1} << 34);
+  line.option("--repetitions", options->repetitions, "of each; the median is told").within(1, 1000);
+  line.option("--nodes", options->nodes, "nodes that the ranks are spread over").positive();
+  line.option("--threads", options->threads, "per rank; 0: the node's cores over its ranks")
+      .non_negative();
+  line.flag("--json", options->json, "one JSON object on standard output");
   return [options] { return bench_comm(*options); };
 }
 

@@ -16,11 +16,13 @@
 #include "base/random.h"
 #include "base/timer.h"
 #include "cli/bench_model.h"
+#include "cli/job.h"
 #include "infer/memory_plan.h"
 #include "infer/runner.h"
 #include "io/atomic_file.h"
 #include "kernels/api/probe.h"
 #include "model/load.h"
+#include "tensor/device.h"
 #include "tensor/trace.h"
 #include "train/run.h"
 
@@ -42,6 +44,7 @@ struct Options {
   std::string trace;
   bool probe = true;
   int threads = 0;
+  DeviceType device = DeviceType::kCpu;
   bool json = false;
 };
 
@@ -110,7 +113,7 @@ struct Decode {
 class Bench {
  public:
   explicit Bench(const Options& options)
-      : options_(options), context_({.threads = options.threads}) {
+      : options_(options), context_({.threads = options.threads, .device = options.device}) {
     const Timer timer;
     reader_ = std::make_unique<CheckpointReader>(options.checkpoint);
     const RunConfig config = checkpoint_config(*reader_);
@@ -119,7 +122,7 @@ class Bench {
         load_for_inference(context_, *reader_, shape_, activation_type(config.train.precision),
                            {0, shape_.moe.experts});
     load_seconds_ = timer.seconds();
-    load_rss_ = peak_resident_bytes();
+    load_peak_ = peak_bytes();
     model_ = std::make_unique<Transformer>(*parameters_, nullptr, false);
     const int64_t most = *std::max_element(options.streams.begin(), options.streams.end());
     const PassLimits limits{.rows = std::max(options.prompt, most), .logit_rows = most};
@@ -133,8 +136,9 @@ class Bench {
     Json out;
     out["threads"] = context_.threads();
     out["isa"] = isa_name(context_.isa());
+    out["device"] = enum_name(context_.device());
     out["load_seconds"] = load_seconds_;
-    out["load_peak_bytes"] = load_rss_;
+    out["load_peak_bytes"] = load_peak_;
     out["file_bytes"] = file_bytes();
     prefill(1);  // wakes threads, touches memory
     std::vector<double> seconds(static_cast<size_t>(options_.rounds));
@@ -147,9 +151,9 @@ class Bench {
     const auto cache = static_cast<int64_t>(runner_->memory().bytes());
     out["weight_bytes"] = weights;
     out["cache_bytes"] = cache;
-    out["peak_resident_bytes"] = peak_resident_bytes();
+    out["peak_resident_bytes"] = peak_bytes();
     out["resident_over_weights_and_cache"] =
-        static_cast<double>(peak_resident_bytes()) / static_cast<double>(weights + cache);
+        static_cast<double>(peak_bytes()) / static_cast<double>(weights + cache);
     Trace trace;
     if (!options_.trace.empty()) context_.set_trace(&trace);
     for (int64_t streams : options_.streams) {
@@ -162,6 +166,12 @@ class Bench {
   }
 
  private:
+  // What was in memory at most: of the process, or of the GPU without the scratch set aside there.
+  size_t peak_bytes() {
+    if (context_.device() == DeviceType::kCpu) return peak_resident_bytes();
+    return device_memory_peak() - context_.scratch().capacity();
+  }
+
   int64_t pages_per_stream() const { return kv_pages_for(options_.depth + options_.tokens + 1); }
 
   int64_t file_bytes() const {
@@ -251,7 +261,7 @@ class Bench {
   std::unique_ptr<ModelRunner> runner_;
   DType kv_ = DType::kBF16;
   double load_seconds_ = 0;
-  int64_t load_rss_ = 0;
+  size_t load_peak_ = 0;
   RandomStream tokens_{1, "bench decode"};
   uint64_t drawn_ = 0;
 };
@@ -292,31 +302,32 @@ ExitCode bench_decode(const Options& options) {
 
 }  // namespace
 
-Action attach_bench_decode(CLI::App& app) {
+Action attach_bench_decode(CommandLine& line) {
   auto options = std::make_shared<Options>();
-  app.add_option("checkpoint", options->checkpoint, "a checkpoint")->required();
-  app.add_option("--prompt", options->prompt, "tokens of the prefill")->check(CLI::PositiveNumber);
-  app.add_option("--tokens", options->tokens, "passes of a decode")->check(CLI::PositiveNumber);
-  app.add_option("--depth", options->depth, "tokens in each stream's cache before its decode")
-      ->check(CLI::NonNegativeNumber);
-  app.add_option("--streams", options->streams, "sequences decoded together, a list: 1,16")
-      ->delimiter(',')
-      ->check(CLI::PositiveNumber);
-  app.add_option("--rounds", options->rounds, "measurements of each")->check(CLI::PositiveNumber);
-  app.add_option("--kv", options->kv, "type of cached keys and values: auto or int8")
-      ->check(CLI::IsMember({"auto", "int8"}));
-  app.add_option("--trace", options->trace, "write a span per operator of the decodes here");
-  app.add_flag("--probe,!--no-probe", options->probe, "read bandwidth before and after decodes");
-  app.add_option("--threads", options->threads, "threads; 0: the cores this process may run on");
-  app.add_flag("--json", options->json, "one JSON object on standard output");
+  line.option("checkpoint", options->checkpoint, "a checkpoint").required();
+  line.option("--prompt", options->prompt, "tokens of the prefill").positive();
+  line.option("--tokens", options->tokens, "passes of a decode").positive();
+  line.option("--depth", options->depth, "tokens in each stream's cache before its decode")
+      .non_negative();
+  line.option("--streams", options->streams, "sequences decoded together, a list: 1,16")
+      .comma_separated()
+      .positive();
+  line.option("--rounds", options->rounds, "measurements of each").positive();
+  line.option("--kv", options->kv, "type of cached keys and values: auto or int8")
+      .among({"auto", "int8"});
+  line.option("--trace", options->trace, "write a span per operator of the decodes here");
+  line.flag("--probe,!--no-probe", options->probe, "read bandwidth before and after decodes");
+  line.option("--threads", options->threads, "threads; 0: the cores this process may run on");
+  add_device_option(line, options->device);
+  line.flag("--json", options->json, "one JSON object on standard output");
   return [options] { return bench_decode(*options); };
 }
 
-Action attach_bench_memory(CLI::App& app) {
+Action attach_bench_memory(CommandLine& line) {
   auto threads = std::make_shared<int>(0);
   auto json = std::make_shared<bool>(false);
-  app.add_option("--threads", *threads, "threads; 0: the cores this process may run on");
-  app.add_flag("--json", *json, "one JSON object on standard output");
+  line.option("--threads", *threads, "threads; 0: the cores this process may run on");
+  line.flag("--json", *json, "one JSON object on standard output");
   return [threads, json] {
     Context context({.threads = *threads});
     const double rate = read_bandwidth(context);

@@ -8,16 +8,16 @@
 namespace degu {
 
 // Writes a checkpoint of random weights straight in a scheme's numbers, tensor by tensor.
-Action attach_bench_checkpoint(CLI::App& app);
+Action attach_bench_checkpoint(CommandLine& line);
 // Loads a checkpoint and times its load, prefill and decode, memory bandwidth probed beside them.
-Action attach_bench_decode(CLI::App& app);
+Action attach_bench_decode(CommandLine& line);
 // Decoding with drafts against plain decoding, in turns.
-Action attach_bench_speculation(CLI::App& app);
+Action attach_bench_speculation(CommandLine& line);
 // Collectives between the ranks of this job.
-Action attach_bench_comm(CLI::App& app);
+Action attach_bench_comm(CommandLine& line);
 // The read bandwidth of this moment.
-Action attach_bench_memory(CLI::App& app);
+Action attach_bench_memory(CommandLine& line);
 // A server under load (cli/serve_bench.h).
-Action attach_bench_serve(CLI::App& app);
+Action attach_bench_serve(CommandLine& line);
 
 }  // namespace degu

@@ -51,36 +51,30 @@ ExitCode bench_serve(ServeArguments a) {
 
 }  // namespace
 
-Action attach_bench_serve(CLI::App& app) {
+Action attach_bench_serve(CommandLine& line) {
   auto a = std::make_shared<ServeArguments>();
-  app.add_option("url", a->url, "http://HOST:PORT of the server, without /v1")->required();
-  app.add_option("--requests", a->load.requests, "how many")->check(CLI::Range(1, 100000));
-  app.add_option("--rate", a->load.rate, "mean arrivals per second; they are Poisson")
-      ->check(CLI::PositiveNumber);
-  app.add_option("--lengths", a->lengths,
-                 "CSV with lines of prompt_tokens,max_tokens, used in turn");
-  app.add_option("--prompt-tokens", a->size.prompt_tokens, "without --lengths")
-      ->check(CLI::PositiveNumber);
-  app.add_option("--max-tokens", a->size.max_tokens, "without --lengths")
-      ->check(CLI::PositiveNumber);
-  app.add_option("--slo-ttft", a->slo_ttft_ms, "ms to the first text of a good answer; 0: any")
-      ->check(CLI::NonNegativeNumber);
-  app.add_option("--slo-itl", a->slo_itl_ms, "mean ms between the tokens of a good answer; 0: any")
-      ->check(CLI::NonNegativeNumber);
-  app.add_option("--seed", a->load.seed, "of arrivals and prompts");
-  app.add_option("--model", a->load.model, "default: the first of /v1/models");
-  app.add_option("--vocab", a->load.vocab,
-                 "prompts of random token ids below this; 0: of words, about a token each")
-      ->check(CLI::NonNegativeNumber);
-  app.add_option("--temperature", a->load.temperature, "of sampling")
-      ->check(CLI::NonNegativeNumber);
-  app.add_flag("--ignore-eos", a->load.ignore_eos,
-               "ask for answers of full length (degu and vLLM know it)");
-  app.add_option("--timeout", a->load.http.silence_seconds, "longest silence in seconds")
-      ->check(CLI::PositiveNumber);
-  app.add_option("--api-key-env", a->api_key_env, "environment variable with the API key");
-  app.add_option("--out", a->out, "write the result to this JSON file");
-  app.add_flag("--json", a->json, "one JSON object on standard output");
+  line.option("url", a->url, "http://HOST:PORT of the server, without /v1").required();
+  line.option("--requests", a->load.requests, "how many").within(1, 100000);
+  line.option("--rate", a->load.rate, "mean arrivals per second; they are Poisson").positive();
+  line.option("--lengths", a->lengths, "CSV with lines of prompt_tokens,max_tokens, used in turn");
+  line.option("--prompt-tokens", a->size.prompt_tokens, "without --lengths").positive();
+  line.option("--max-tokens", a->size.max_tokens, "without --lengths").positive();
+  line.option("--slo-ttft", a->slo_ttft_ms, "ms to the first text of a good answer; 0: any")
+      .non_negative();
+  line.option("--slo-itl", a->slo_itl_ms, "mean ms between the tokens of a good answer; 0: any")
+      .non_negative();
+  line.option("--seed", a->load.seed, "of arrivals and prompts");
+  line.option("--model", a->load.model, "default: the first of /v1/models");
+  line.option("--vocab", a->load.vocab,
+              "prompts of random token ids below this; 0: of words, about a token each")
+      .non_negative();
+  line.option("--temperature", a->load.temperature, "of sampling").non_negative();
+  line.flag("--ignore-eos", a->load.ignore_eos,
+            "ask for answers of full length (degu and vLLM know it)");
+  line.option("--timeout", a->load.http.silence_seconds, "longest silence in seconds").positive();
+  line.option("--api-key-env", a->api_key_env, "environment variable with the API key");
+  line.option("--out", a->out, "write the result to this JSON file");
+  line.flag("--json", a->json, "one JSON object on standard output");
   return [a] { return bench_serve(*a); };
 }
 

@@ -286,7 +286,7 @@ ExitCode bench_speculation(Options options) {
   options.serving.context = options.prompt_tokens + options.max_tokens;
   options.serving.max_running =
       static_cast<int>(*std::max_element(options.streams.begin(), options.streams.end()));
-  Job job(options.serving.threads);
+  Job job(options.serving.threads, options.serving.device);
   ServingSetup setup(job, options.checkpoint, options.serving);
   if (!setup.leads()) {
     setup.follow();
@@ -325,34 +325,32 @@ ExitCode bench_speculation(Options options) {
 
 }  // namespace
 
-Action attach_bench_speculation(CLI::App& app) {
+Action attach_bench_speculation(CommandLine& line) {
   auto o = std::make_shared<Options>();
-  app.add_option("checkpoint", o->checkpoint, "a checkpoint, or the folder of a run")->required();
-  app.add_option("--draft", o->serving.draft,
-                 "also drafts of this smaller model with the same tokenizer");
-  app.add_option("--depth", o->serving.depth, "most drafts per sequence and pass")
-      ->check(CLI::Range(0, kMaxDraftDepth));
-  app.add_flag("--fixed-depth", o->serving.fixed_depth,
-               "always --depth, instead of what estimates advise");
-  app.add_option("--kinds", o->kinds, "prompts: code, text (validation shards), random")
-      ->delimiter(',')
-      ->check(CLI::IsMember({"code", "text", "random"}));
-  app.add_option("--data", o->data, "prepared data; default: what the model was trained on");
-  app.add_option("--temperatures", o->temperatures, "of the sampling, a list: 0,1")
-      ->delimiter(',')
-      ->check(CLI::NonNegativeNumber);
-  app.add_option("--streams", o->streams, "sequences decoded together, a list: 1,4")
-      ->delimiter(',')
-      ->check(CLI::PositiveNumber);
-  app.add_option("--prompt-tokens", o->prompt_tokens, "tokens of a prompt, at most")
-      ->check(CLI::PositiveNumber);
-  app.add_option("--max-tokens", o->max_tokens, "tokens of an answer")
-      ->check(CLI::Range(2, 1 << 20));
-  app.add_option("--pairs", o->pairs, "batches of prompts, each answered both ways")
-      ->check(CLI::PositiveNumber);
-  app.add_option("--seed", o->seed, "of prompts, samples and resamples");
-  app.add_option("--threads", o->serving.threads, "threads per rank; 0: the node's cores");
-  app.add_flag("--json", o->json, "one JSON object on standard output");
+  line.option("checkpoint", o->checkpoint, "a checkpoint, or the folder of a run").required();
+  line.option("--draft", o->serving.draft,
+              "also drafts of this smaller model with the same tokenizer");
+  line.option("--depth", o->serving.depth, "most drafts per sequence and pass")
+      .within(0, kMaxDraftDepth);
+  line.flag("--fixed-depth", o->serving.fixed_depth,
+            "always --depth, instead of what estimates advise");
+  line.option("--kinds", o->kinds, "prompts: code, text (validation shards), random")
+      .comma_separated()
+      .among({"code", "text", "random"});
+  line.option("--data", o->data, "prepared data; default: what the model was trained on");
+  line.option("--temperatures", o->temperatures, "of the sampling, a list: 0,1")
+      .comma_separated()
+      .non_negative();
+  line.option("--streams", o->streams, "sequences decoded together, a list: 1,4")
+      .comma_separated()
+      .positive();
+  line.option("--prompt-tokens", o->prompt_tokens, "tokens of a prompt, at most").positive();
+  line.option("--max-tokens", o->max_tokens, "tokens of an answer").within(2, 1 << 20);
+  line.option("--pairs", o->pairs, "batches of prompts, each answered both ways").positive();
+  line.option("--seed", o->seed, "of prompts, samples and resamples");
+  line.option("--threads", o->serving.threads, "threads per rank; 0: the node's cores");
+  add_device_option(line, o->serving.device);
+  line.flag("--json", o->json, "one JSON object on standard output");
   return [o] { return bench_speculation(*o); };
 }
 

@@ -120,7 +120,7 @@ class Chat {
 };
 
 ExitCode chat(const ChatArguments& a) {
-  Job job(a.serving.threads);
+  Job job(a.serving.threads, a.serving.device);
   ServingSetup setup(job, a.checkpoint, a.serving);
   if (!setup.leads()) {
     setup.follow();
@@ -155,17 +155,16 @@ ExitCode chat(const ChatArguments& a) {
 
 }  // namespace
 
-Action attach_chat(CLI::App& app) {
+Action attach_chat(CommandLine& line) {
   auto a = std::make_shared<ChatArguments>();
-  app.add_option("checkpoint", a->checkpoint, "a checkpoint, or the folder of a run")->required();
-  app.add_option("--max-tokens", a->max_tokens, "most tokens of an answer")
-      ->check(CLI::PositiveNumber);
-  add_sampling_options(app, a->sampling);
-  app.add_option("--seed", a->seed, "of the sampling noise");
-  app.add_option("--stop", a->stop, "an answer ends before this string; may be repeated");
-  app.add_option("--before", a->before_line, "text put before every line that is typed");
-  app.add_option("--after", a->after_line, "and after it; default: a line break");
-  add_serving_options(app, a->serving);
+  line.option("checkpoint", a->checkpoint, "a checkpoint, or the folder of a run").required();
+  line.option("--max-tokens", a->max_tokens, "most tokens of an answer").positive();
+  add_sampling_options(line, a->sampling);
+  line.option("--seed", a->seed, "of the sampling noise");
+  line.option("--stop", a->stop, "an answer ends before this string; may be repeated");
+  line.option("--before", a->before_line, "text put before every line that is typed");
+  line.option("--after", a->after_line, "and after it; default: a line break");
+  add_serving_options(line, a->serving);
   return [a] { return chat(*a); };
 }
 

@@ -1,11 +1,11 @@
 // A subcommand of the binary: one file of src/cli/ each, one line in main.cc's table.
 #pragma once
 
-#include <CLI/CLI.hpp>
-
 #include <functional>
+#include <span>
 
 #include "base/error.h"
+#include "cli/command_line.h"
 
 namespace degu {
 
@@ -14,27 +14,30 @@ using Action = std::function<ExitCode()>;
 
 struct Command {
   const char* name;
-  const char* summary;              // one line for `degu --help`
-  Action (*attach)(CLI::App& app);  // declares the options, returns what to run
-  bool many_ranks = false;          // may run under `mpirun -n 2` and more
+  const char* summary;                  // one line for `degu --help`
+  Action (*attach)(CommandLine& line);  // declares the options, returns what to run
+  bool many_ranks = false;              // may run under `mpirun -n 2` and more
 };
 
+// Declares `commands` within `line`, of which the user has to name one: returns what runs that.
+Action attach_commands(CommandLine& line, std::span<const Command> commands);
+
 // Defined in src/cli/<name>.cc.
-Action attach_info(CLI::App& app);
-Action attach_data(CLI::App& app);
-Action attach_train(CLI::App& app);
-Action attach_eval(CLI::App& app);
-Action attach_generate(CLI::App& app);
-Action attach_serve(CLI::App& app);
-Action attach_chat(CLI::App& app);
-Action attach_parity(CLI::App& app);
-Action attach_sweep(CLI::App& app);
-Action attach_fit(CLI::App& app);
-Action attach_plan(CLI::App& app);
-Action attach_bench(CLI::App& app);
-Action attach_export(CLI::App& app);
-Action attach_quantize(CLI::App& app);
-Action attach_profile(CLI::App& app);
-Action attach_help(CLI::App& app);
+Action attach_info(CommandLine& line);
+Action attach_data(CommandLine& line);
+Action attach_train(CommandLine& line);
+Action attach_eval(CommandLine& line);
+Action attach_generate(CommandLine& line);
+Action attach_serve(CommandLine& line);
+Action attach_chat(CommandLine& line);
+Action attach_parity(CommandLine& line);
+Action attach_sweep(CommandLine& line);
+Action attach_fit(CommandLine& line);
+Action attach_plan(CommandLine& line);
+Action attach_bench(CommandLine& line);
+Action attach_export(CommandLine& line);
+Action attach_quantize(CommandLine& line);
+Action attach_profile(CommandLine& line);
+Action attach_help(CommandLine& line);
 
 }  // namespace degu

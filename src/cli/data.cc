@@ -30,14 +30,6 @@ std::string bytes_text(int64_t bytes) {
   return format_amount(bytes, Progress::Unit::kBytes);
 }
 
-template <NamedEnum E>
-std::map<std::string, E> names_of() {
-  std::map<std::string, E> out;
-  int value = 0;
-  for (std::string_view name : enum_names(E{})) out[std::string(name)] = static_cast<E>(value++);
-  return out;
-}
-
 Json split_json(const SplitEntry& split) {
   return {{"documents", split.documents()}, {"tokens", split.tokens()}, {"bytes", split.bytes()}};
 }
@@ -122,56 +114,36 @@ std::vector<SourceSpec> sources_of(const PrepareFlags& flags) {
   return out;
 }
 
-Action attach_prepare(CLI::App& app) {
+Action attach_prepare(CommandLine& line) {
   auto flags = std::make_shared<PrepareFlags>();
   PrepareOptions& o = flags->options;
-  const std::map<std::string, bool> on_off = {{"on", true}, {"off", false}};
-  app.add_option("INPUT", flags->inputs,
-                 "text, JSON lines or gzip of either; a folder's subfolders become its domains");
-  app.add_option("--domain", flags->domains,
-                 "name=path: a file or folder as one domain; repeatable")
-      ->take_all();
-  app.add_option("--out", o.out, "folder to write")->required();
-  app.add_option("--vocab", o.vocab, "pieces of the tokenizer that is trained")
-      ->capture_default_str();
-  app.add_option("--tokenizer", o.tokenizer, "SentencePiece model to use instead of training one");
-  app.add_option("--sample-bytes", o.sample_bytes, "text that the tokenizer is trained on")
-      ->capture_default_str();
-  app.add_option(
-         "--character-coverage", o.character_coverage,
-         "share of the sample's characters with a piece of their own; others are spelt in bytes")
-      ->capture_default_str();
-  app.add_option("--val-fraction", o.val_fraction, "share of the documents that goes to validation")
-      ->capture_default_str();
-  app.add_option("--split-seed", o.split_seed, "another choice of validation documents")
-      ->capture_default_str();
-  app.add_option("--on-bad", o.on_bad, "bad input: fatal, or skip (left out, counted and listed)")
-      ->transform(CLI::CheckedTransformer(names_of<OnBad>()).description("fatal|skip"))
-      ->default_str("fatal");
-  app.add_option("--document", o.rules.split,
-                 "documents of plain text: pages (paragraphs gathered up to --document-bytes), "
-                 "paragraphs, lines, or the whole file")
-      ->transform(
-          CLI::CheckedTransformer(names_of<SplitRule>()).description("pages|paragraphs|lines|file"))
-      ->default_str("pages");
-  app.add_option("--document-bytes", o.rules.document_bytes, "longest page or paragraph")
-      ->capture_default_str();
-  app.add_option("--text-key", o.rules.text_key, "key of the text in JSON records")
-      ->capture_default_str();
-  app.add_option("--domain-key", o.rules.domain_key,
-                 "key of the domain in JSON records; where it is absent the input's domain holds")
-      ->capture_default_str();
-  app.add_option("--bos", o.bos, "BOS token before each document")
-      ->transform(CLI::CheckedTransformer(on_off).description("on|off"))
-      ->default_str("on");
-  app.add_option("--eos", o.eos, "EOS token after each document")
-      ->transform(CLI::CheckedTransformer(on_off).description("on|off"))
-      ->default_str("on");
-  app.add_option("--shard-tokens", o.shard_tokens, "tokens per shard file")->capture_default_str();
-  app.add_option("--threads", o.threads, "threads that encode; 0: all cores")
-      ->capture_default_str();
-  app.add_flag("--restart", o.restart, "discard what an earlier preparation left in --out");
-  app.add_flag("--json", flags->json, "print the result as one JSON object");
+  line.option("INPUT", flags->inputs,
+              "text, JSON lines or gzip of either; a folder's subfolders become its domains");
+  line.option("--domain", flags->domains, "name=path: a file or folder as one domain; repeatable")
+      .repeatable();
+  line.option("--out", o.out, "folder to write").required();
+  line.option("--vocab", o.vocab, "pieces of the tokenizer that is trained");
+  line.option("--tokenizer", o.tokenizer, "SentencePiece model to use instead of training one");
+  line.option("--sample-bytes", o.sample_bytes, "text that the tokenizer is trained on");
+  line.option(
+      "--character-coverage", o.character_coverage,
+      "share of the sample's characters with a piece of their own; others are spelt in bytes");
+  line.option("--val-fraction", o.val_fraction, "share of the documents that goes to validation");
+  line.option("--split-seed", o.split_seed, "another choice of validation documents");
+  line.option("--on-bad", o.on_bad, "bad input: fatal, or skip (left out, counted and listed)");
+  line.option("--document", o.rules.split,
+              "documents of plain text: pages (paragraphs gathered up to --document-bytes), "
+              "paragraphs, lines, or the whole file");
+  line.option("--document-bytes", o.rules.document_bytes, "longest page or paragraph");
+  line.option("--text-key", o.rules.text_key, "key of the text in JSON records");
+  line.option("--domain-key", o.rules.domain_key,
+              "key of the domain in JSON records; where it is absent the input's domain holds");
+  line.on_off("--bos", o.bos, "BOS token before each document");
+  line.on_off("--eos", o.eos, "EOS token after each document");
+  line.option("--shard-tokens", o.shard_tokens, "tokens per shard file");
+  line.option("--threads", o.threads, "threads that encode; 0: all cores");
+  line.flag("--restart", o.restart, "discard what an earlier preparation left in --out");
+  line.flag("--json", flags->json, "print the result as one JSON object");
   return [flags] {
     flags->options.inputs = sources_of(*flags);
     const Timer timer;
@@ -184,14 +156,14 @@ Action attach_prepare(CLI::App& app) {
 
 // ---- info, check ----
 
-Action attach_folder(CLI::App& app, bool verify) {
+Action attach_folder(CommandLine& line, bool verify) {
   struct Flags {
     std::string folder;
     bool json = false;
   };
   auto flags = std::make_shared<Flags>();
-  app.add_option("FOLDER", flags->folder, "made by `degu data prepare`")->required();
-  app.add_flag("--json", flags->json, "print the result as one JSON object");
+  line.option("FOLDER", flags->folder, "made by `degu data prepare`").required();
+  line.flag("--json", flags->json, "print the result as one JSON object");
   return [flags, verify] {
     if (verify) check_prepared(flags->folder);
     report(flags->folder, load_manifest(flags->folder), flags->json);
@@ -201,7 +173,7 @@ Action attach_folder(CLI::App& app, bool verify) {
 
 // ---- show ----
 
-Action attach_show(CLI::App& app) {
+Action attach_show(CommandLine& line) {
   struct Flags {
     std::string folder;
     std::string domain;
@@ -211,13 +183,12 @@ Action attach_show(CLI::App& app) {
     bool json = false;
   };
   auto flags = std::make_shared<Flags>();
-  app.add_option("FOLDER", flags->folder, "made by `degu data prepare`")->required();
-  app.add_option("--domain", flags->domain, "which domain; default: the first");
-  app.add_option("--document", flags->document, "number of the document within its split")
-      ->capture_default_str();
-  app.add_flag("--validation", flags->validation, "from the validation split");
-  app.add_flag("--tokens", flags->tokens, "with bars between the tokens");
-  app.add_flag("--json", flags->json, "print the result as one JSON object");
+  line.option("FOLDER", flags->folder, "made by `degu data prepare`").required();
+  line.option("--domain", flags->domain, "which domain; default: the first");
+  line.option("--document", flags->document, "number of the document within its split");
+  line.flag("--validation", flags->validation, "from the validation split");
+  line.flag("--tokens", flags->tokens, "with bars between the tokens");
+  line.flag("--json", flags->json, "print the result as one JSON object");
   return [flags] {
     const Manifest manifest = load_manifest(flags->folder);
     const std::filesystem::path folder(flags->folder);
@@ -243,12 +214,12 @@ Action attach_show(CLI::App& app) {
       const auto source = static_cast<size_t>(shard.document_sources()[at]);
       const std::string file =
           source < manifest.sources.size() ? manifest.sources[source].path : "?";
-      const int64_t line = shard.document_lines()[at];
+      const int64_t first_line = shard.document_lines()[at];
       std::string text = tokenizer.decode(ids);
       if (flags->json) {
         fmt::print("{}\n", Json{{"domain", domain->name},
                                 {"file", file},
-                                {"line", line},
+                                {"line", first_line},
                                 {"bytes", shard.document_bytes()[at]},
                                 {"tokens", ids},
                                 {"text", text}}
@@ -259,7 +230,8 @@ Action attach_show(CLI::App& app) {
         text.clear();
         for (int32_t id : ids) text += tokenizer.piece(id) + "|";
       }
-      log_info("{}:{}, {} bytes, {} tokens", file, line, shard.document_bytes()[at], ids.size());
+      log_info("{}:{}, {} bytes, {} tokens", file, first_line, shard.document_bytes()[at],
+               ids.size());
       fmt::print("{}\n", text);
       return ExitCode::kDone;
     }
@@ -270,7 +242,7 @@ Action attach_show(CLI::App& app) {
 
 // ---- bench ----
 
-Action attach_bench_reader(CLI::App& app) {
+Action attach_bench_reader(CommandLine& line) {
   struct Flags {
     DataConfig config;
     int64_t batch = 16;
@@ -279,11 +251,11 @@ Action attach_bench_reader(CLI::App& app) {
   };
   auto flags = std::make_shared<Flags>();
   DataConfig& config = flags->config;
-  app.add_option("FOLDER", config.paths, "made by `degu data prepare`")->required();
-  app.add_option("--sequence-length", config.sequence_length, "S")->capture_default_str();
-  app.add_option("--batch", flags->batch, "sequences per step")->capture_default_str();
-  app.add_option("--seconds", flags->seconds, "how long to read")->capture_default_str();
-  app.add_flag("--json", flags->json, "print the result as one JSON object");
+  line.option("FOLDER", config.paths, "made by `degu data prepare`").required();
+  line.option("--sequence-length", config.sequence_length, "S");
+  line.option("--batch", flags->batch, "sequences per step");
+  line.option("--seconds", flags->seconds, "how long to read");
+  line.flag("--json", flags->json, "print the result as one JSON object");
   return [flags] {
     const Timer opening;
     const TokenDataset dataset(flags->config.paths);
@@ -314,32 +286,25 @@ Action attach_bench_reader(CLI::App& app) {
   };
 }
 
+Action attach_summary(CommandLine& line) {
+  return attach_folder(line, false);
+}
+Action attach_check(CommandLine& line) {
+  return attach_folder(line, true);
+}
+
+constexpr Command kDataCommands[] = {
+    {"prepare", "text to tokenizer and token shards", &attach_prepare},
+    {"info", "domains and sizes of a prepared folder", &attach_summary},
+    {"check", "verify every file of a prepared folder against its manifest", &attach_check},
+    {"show", "one document, as the model sees it", &attach_show},
+    {"bench", "how fast training batches are read", &attach_bench_reader},
+};
+
 }  // namespace
 
-Action attach_data(CLI::App& app) {
-  app.require_subcommand(1);
-  std::vector<std::pair<CLI::App*, Action>> actions;
-  const auto add = [&](const char* name, const char* summary) {
-    CLI::App* sub = app.add_subcommand(name, summary);
-    sub->fallthrough();
-    return sub;
-  };
-  CLI::App* prepare = add("prepare", "text to tokenizer and token shards");
-  actions.emplace_back(prepare, attach_prepare(*prepare));
-  CLI::App* info = add("info", "domains and sizes of a prepared folder");
-  actions.emplace_back(info, attach_folder(*info, false));
-  CLI::App* check = add("check", "verify every file of a prepared folder against its manifest");
-  actions.emplace_back(check, attach_folder(*check, true));
-  CLI::App* show = add("show", "one document, as the model sees it");
-  actions.emplace_back(show, attach_show(*show));
-  CLI::App* bench = add("bench", "how fast training batches are read");
-  actions.emplace_back(bench, attach_bench_reader(*bench));
-  return [actions] {
-    for (const auto& [sub, action] : actions) {
-      if (sub->parsed()) return action();
-    }
-    return ExitCode::kUsage;
-  };
+Action attach_data(CommandLine& line) {
+  return attach_commands(line, kDataCommands);
 }
 
 }  // namespace degu

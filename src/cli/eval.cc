@@ -22,6 +22,7 @@ struct EvalArguments {
   int64_t batch = 8;
   int expert_parallel = 1;
   int threads = 0;
+  DeviceType device = DeviceType::kCpu;
   PlacementArguments placement;
   std::string tokens;
   std::string gradients;
@@ -135,7 +136,7 @@ ExitCode replay_routes(const EvalArguments& arguments, Job& job, LoadedModel& lo
 }
 
 ExitCode eval(const EvalArguments& arguments) {
-  Job job(arguments.threads);
+  Job job(arguments.threads, arguments.device);
   LoadedModel loaded(arguments.checkpoint);
   if (!arguments.replay.empty()) return replay_routes(arguments, job, loaded);
   const std::string& folder = loaded.folder;
@@ -174,27 +175,26 @@ ExitCode eval(const EvalArguments& arguments) {
 
 }  // namespace
 
-Action attach_eval(CLI::App& app) {
+Action attach_eval(CommandLine& line) {
   auto a = std::make_shared<EvalArguments>();
-  app.add_option("checkpoint", a->checkpoint, "a checkpoint, or the folder of a run")->required();
-  app.add_option("--reference", a->reference,
-                 "another checkpoint of the same shape: compare the two token by token");
-  app.add_option("--data", a->data, "prepared data; default: what the model was trained on");
-  app.add_option("--validation-tokens", a->validation_tokens, "tokens per domain; 0: all")
-      ->check(CLI::NonNegativeNumber);
-  app.add_option("--batch", a->batch, "sequences per pass and rank")->check(CLI::PositiveNumber);
-  app.add_option("--expert-parallel", a->expert_parallel,
-                 "ranks over which the experts are spread");
-  app.add_option("--threads", a->threads, "threads per rank; 0: the node's cores over its ranks");
-  app.add_option("--tokens", a->tokens,
-                 "safetensors file with one int32 tensor [sequences, S + 1]");
-  app.add_option("--gradients", a->gradients,
-                 "write the loss on --tokens and every gradient to this safetensors file");
-  app.add_option("--replay", a->replay,
-                 "loss on the texts of this file of `degu generate --routes`, with experts chosen "
-                 "anew and with the recorded ones");
-  add_placement_options(app, a->placement);
-  app.add_flag("--json", a->json, "print the result as one JSON object");
+  line.option("checkpoint", a->checkpoint, "a checkpoint, or the folder of a run").required();
+  line.option("--reference", a->reference,
+              "another checkpoint of the same shape: compare the two token by token");
+  line.option("--data", a->data, "prepared data; default: what the model was trained on");
+  line.option("--validation-tokens", a->validation_tokens, "tokens per domain; 0: all")
+      .non_negative();
+  line.option("--batch", a->batch, "sequences per pass and rank").positive();
+  line.option("--expert-parallel", a->expert_parallel, "ranks over which the experts are spread");
+  line.option("--threads", a->threads, "threads per rank; 0: the node's cores over its ranks");
+  add_device_option(line, a->device);
+  line.option("--tokens", a->tokens, "safetensors file with one int32 tensor [sequences, S + 1]");
+  line.option("--gradients", a->gradients,
+              "write the loss on --tokens and every gradient to this safetensors file");
+  line.option("--replay", a->replay,
+              "loss on the texts of this file of `degu generate --routes`, with experts chosen "
+              "anew and with the recorded ones");
+  add_placement_options(line, a->placement);
+  line.flag("--json", a->json, "print the result as one JSON object");
   return [a] { return eval(*a); };
 }
 

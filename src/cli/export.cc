@@ -86,27 +86,26 @@ ExitCode run_export(Options options) {
 
 }  // namespace
 
-Action attach_export(CLI::App& app) {
+Action attach_export(CommandLine& line) {
   auto options = std::make_shared<Options>();
-  app.add_option("CHECKPOINT", options->checkpoint,
-                 "a checkpoint, or a folder of them (the last is taken)");
-  app.add_option("--out", options->out, "file to write; with --import the checkpoint's folder");
-  app.add_option("--tokenizer-to", options->tokenizer_folder,
-                 "write the tokenizer alone into this folder, as AutoTokenizer of the transformers "
-                 "package reads it");
-  app.add_option("--dtype", options->dtype, "weights as fp32, bf16 or as they are stored")
-      ->check(CLI::IsMember({"stored", "fp32", "bf16"}));
-  app.add_flag("--all", options->exported.everything,
-               "the optimizer's state too; names keep their prefix");
-  app.add_option("--import", options->import_from,
-                 "read this safetensors file into a new checkpoint");
-  app.add_option(
+  line.option("CHECKPOINT", options->checkpoint,
+              "a checkpoint, or a folder of them (the last is taken)");
+  line.option("--out", options->out, "file to write; with --import the checkpoint's folder");
+  line.option("--tokenizer-to", options->tokenizer_folder,
+              "write the tokenizer alone into this folder, as AutoTokenizer of the transformers "
+              "package reads it");
+  line.option("--dtype", options->dtype, "weights as fp32, bf16 or as they are stored")
+      .among({"stored", "fp32", "bf16"});
+  line.flag("--all", options->exported.everything,
+            "the optimizer's state too; names keep their prefix");
+  line.option("--import", options->import_from, "read this safetensors file into a new checkpoint");
+  line.option(
       "--like", options->imported.like,
       "with --import: checkpoint to match in names and shapes, and to take configuration and "
       "tokenizer from");
-  app.add_option("--config", options->imported.config, "with --import: configuration to attach");
-  app.add_option("--tokenizer", options->imported.tokenizer, "with --import: tokenizer to attach");
-  app.add_flag("--json", options->json, "one JSON object on standard output");
+  line.option("--config", options->imported.config, "with --import: configuration to attach");
+  line.option("--tokenizer", options->imported.tokenizer, "with --import: tokenizer to attach");
+  line.flag("--json", options->json, "one JSON object on standard output");
   return [options] { return run_export(*options); };
 }
 

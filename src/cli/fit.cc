@@ -310,59 +310,52 @@ ExitCode run_fit(FitCommand& command) {
 
 }  // namespace
 
-Action attach_fit(CLI::App& app) {
+Action attach_fit(CommandLine& line) {
   const auto command = std::make_shared<FitCommand>();
   FitCommand& c = *command;
   FitOptions& o = c.options;
-  app.add_option("runs", c.runs, "a run table (CSV, gzip CSV, degu's HDF5) or a sweep's folder");
-  app.add_option("--law", c.law, "the law; --list-laws names them")->capture_default_str();
-  app.add_flag("--list-laws", c.list_laws, "print the laws and stop");
-  app.add_option("--approach", o.approach,
-                 "1: envelope of the runs, 2: isoFLOP minima, 3: the law's formula")
-      ->check(CLI::Range(1, 3))
-      ->capture_default_str();
-  app.add_option(
-         "--columns", c.columns,
-         "where to find what, as N=\"Model Size\",D=…,C=…,L=…,E=…,K=…,G=…; a number holds for "
-         "every row; without D: D = C/(6N)")
-      ->allow_extra_args(false);
-  app.add_option("--where", c.where, "only rows for which `column op value` holds (repeatable)")
-      ->allow_extra_args(false);
-  app.add_option("--drop-highest-loss", c.drop_highest_loss, "leave out this many highest losses")
-      ->check(CLI::NonNegativeNumber);
-  app.add_option("--last", c.last, "of each run keep its last row, as run_column:order_column");
-  app.add_flag("--include-unannealed", c.include_unannealed,
-               "also rows whose learning rate was not decayed");
-  app.add_flag("--all-learning-rates", c.all_learning_rates,
-               "also runs that a run of another learning rate beats");
-  app.add_flag("--include-experts", c.include_experts,
-               "also rows with experts in a law for dense models");
-  app.add_option("--bootstrap", o.bootstrap, "resamples for intervals; 0: none")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  app.add_option("--seed", o.seed, "of the bootstrap")->capture_default_str();
-  app.add_option("--holdout", c.holdout, "largest: predict the largest budget from the others");
-  app.add_option("--also-n", c.also_n, "column of a second definition of N for the exponents");
-  app.add_option("--delta", c.delta,
-                 "Huber threshold on ln L; inf: least squares; default: the law's own");
-  app.add_option("--curves", c.curves,
-                 "approach 1: training or validation, the runs' curves instead of their ends");
-  app.add_option("--envelope", c.envelope, "approach 1: hull or bins")->capture_default_str();
-  app.add_option("--window", o.window, "approach 2: sizes within this factor of the best")
-      ->check(CLI::Range(1.0, 1e12))
-      ->capture_default_str();
-  app.add_option("--interpolation", c.interpolation, "approach 2: parabola or akima")
-      ->capture_default_str();
-  app.add_option("--edge", c.edge,
-                 "approach 2, a minimum on the edge of the sizes: refuse (default), drop the "
-                 "budget, or force; approach "
-                 "1: drop leaves such points out (the default with --curves)");
-  app.add_option("--threads", o.threads, "0: all cores; the result does not depend on it")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  app.add_flag("--force", o.force, "fit what would be refused, with a warning");
-  app.add_option("--out", c.out, "write FIT.json, which `degu plan` reads");
-  app.add_flag("--json", c.json, "print one JSON object");
+  line.option("runs", c.runs, "a run table (CSV, gzip CSV, degu's HDF5) or a sweep's folder");
+  line.option("--law", c.law, "the law; --list-laws names them");
+  line.flag("--list-laws", c.list_laws, "print the laws and stop");
+  line.option("--approach", o.approach,
+              "1: envelope of the runs, 2: isoFLOP minima, 3: the law's formula")
+      .within(1, 3);
+  line.option("--columns", c.columns,
+              "where to find what, as N=\"Model Size\",D=…,C=…,L=…,E=…,K=…,G=…; a number holds for "
+              "every row; without D: D = C/(6N)")
+      .repeatable();
+  line.option("--where", c.where, "only rows for which `column op value` holds (repeatable)")
+      .repeatable();
+  line.option("--drop-highest-loss", c.drop_highest_loss, "leave out this many highest losses")
+      .non_negative();
+  line.option("--last", c.last, "of each run keep its last row, as run_column:order_column");
+  line.flag("--include-unannealed", c.include_unannealed,
+            "also rows whose learning rate was not decayed");
+  line.flag("--all-learning-rates", c.all_learning_rates,
+            "also runs that a run of another learning rate beats");
+  line.flag("--include-experts", c.include_experts,
+            "also rows with experts in a law for dense models");
+  line.option("--bootstrap", o.bootstrap, "resamples for intervals; 0: none").non_negative();
+  line.option("--seed", o.seed, "of the bootstrap");
+  line.option("--holdout", c.holdout, "largest: predict the largest budget from the others");
+  line.option("--also-n", c.also_n, "column of a second definition of N for the exponents");
+  line.option("--delta", c.delta,
+              "Huber threshold on ln L; inf: least squares; default: the law's own");
+  line.option("--curves", c.curves,
+              "approach 1: training or validation, the runs' curves instead of their ends");
+  line.option("--envelope", c.envelope, "approach 1: hull or bins");
+  line.option("--window", o.window, "approach 2: sizes within this factor of the best")
+      .within(1.0, 1e12);
+  line.option("--interpolation", c.interpolation, "approach 2: parabola or akima");
+  line.option("--edge", c.edge,
+              "approach 2, a minimum on the edge of the sizes: refuse (default), drop the "
+              "budget, or force; approach "
+              "1: drop leaves such points out (the default with --curves)");
+  line.option("--threads", o.threads, "0: all cores; the result does not depend on it")
+      .non_negative();
+  line.flag("--force", o.force, "fit what would be refused, with a warning");
+  line.option("--out", c.out, "write FIT.json, which `degu plan` reads");
+  line.flag("--json", c.json, "print one JSON object");
   return [command] { return run_fit(*command); };
 }
 

@@ -141,7 +141,7 @@ void run_all(Engine& engine, const std::vector<std::string>& prompts, const Toke
 }
 
 ExitCode generate(const GenerateArguments& a) {
-  Job job(a.serving.threads);
+  Job job(a.serving.threads, a.serving.device);
   ServingSetup setup(job, a.checkpoint, a.serving);
   if (!setup.leads()) {
     setup.follow();
@@ -181,23 +181,23 @@ ExitCode generate(const GenerateArguments& a) {
 
 }  // namespace
 
-Action attach_generate(CLI::App& app) {
+Action attach_generate(CommandLine& line) {
   auto a = std::make_shared<GenerateArguments>();
-  app.add_option("checkpoint", a->checkpoint, "a checkpoint, or the folder of a run")->required();
-  app.add_option("--prompt", a->prompt, "text to go on from; may be repeated");
-  app.add_option("--prompts", a->prompts_file, "file with one prompt per line");
-  app.add_option("--max-tokens", a->max_tokens, "most tokens of an answer");
-  add_sampling_options(app, a->sampling);
-  app.add_option("--seed", a->seed, "of the sampling noise; the same seed gives the same text");
-  app.add_option("--stop", a->stop, "the text ends before this string; may be repeated");
-  app.add_option("--logprobs", a->sampling.logprobs,
-                 "with --json: log-probabilities, and those of so many alternatives");
-  app.add_flag("--ignore-eos", a->ignore_eos, "go on after the end-of-sequence token");
-  app.add_flag("--echo", a->echo, "the prompt is part of the answer");
-  app.add_option("--routes", a->routes,
-                 "write the experts of every token to this file (JSON lines); implies --echo");
-  app.add_flag("--json", a->json, "print answers and statistics as one JSON object");
-  add_serving_options(app, a->serving);
+  line.option("checkpoint", a->checkpoint, "a checkpoint, or the folder of a run").required();
+  line.option("--prompt", a->prompt, "text to go on from; may be repeated");
+  line.option("--prompts", a->prompts_file, "file with one prompt per line");
+  line.option("--max-tokens", a->max_tokens, "most tokens of an answer");
+  add_sampling_options(line, a->sampling);
+  line.option("--seed", a->seed, "of the sampling noise; the same seed gives the same text");
+  line.option("--stop", a->stop, "the text ends before this string; may be repeated");
+  line.option("--logprobs", a->sampling.logprobs,
+              "with --json: log-probabilities, and those of so many alternatives");
+  line.flag("--ignore-eos", a->ignore_eos, "go on after the end-of-sequence token");
+  line.flag("--echo", a->echo, "the prompt is part of the answer");
+  line.option("--routes", a->routes,
+              "write the experts of every token to this file (JSON lines); implies --echo");
+  line.flag("--json", a->json, "print answers and statistics as one JSON object");
+  add_serving_options(line, a->serving);
   return [a] { return generate(*a); };
 }
 

@@ -63,14 +63,14 @@ void print_markdown() {
 
 }  // namespace
 
-Action attach_help(CLI::App& app) {
+Action attach_help(CommandLine& line) {
   struct Options {
     std::string topic;
     bool markdown = false;
   };
   auto options = std::make_shared<Options>();
-  app.add_option("TOPIC", options->topic, "which file; without it the topics are listed");
-  app.add_flag("--markdown", options->markdown, "all topics as the page docs/config.md");
+  line.option("TOPIC", options->topic, "which file; without it the topics are listed");
+  line.flag("--markdown", options->markdown, "all topics as the page docs/config.md");
   return [options] {
     if (options->markdown) {
       print_markdown();

@@ -15,8 +15,10 @@
 
 #include "base/cpu_info.h"
 #include "cli/command.h"
+#include "cli/dependencies.h"
 #include "config/yaml.h"
 #include "shape/accounting.h"
+#include "train/train_config.h"
 
 namespace degu {
 namespace {
@@ -77,11 +79,11 @@ Json machine_json() {
   out["cores"] = physical_cores();
   out["isa"] = isa_name(default_isa());
   out["isa_supported"] = isas;
-  for (std::string_view entry : {DEGU_DEPENDENCIES}) {
-    const size_t space = entry.find(' ');
-    out["dependencies"][std::string(entry.substr(0, space))] = entry.substr(space + 1);
+  for (const Dependency& row : dependencies()) {
+    const std::string version = row.name == "MPI" ? mpi_version() : std::string(row.version);
+    out["dependencies"][std::string(row.name)] = {
+        {"state", row.state}, {"version", version}, {"licence", row.licence}, {"note", row.note}};
   }
-  out["dependencies"]["MPI"] = mpi_version();
   return out;
 }
 
@@ -95,8 +97,12 @@ void print_machine(const Json& info) {
     }
     fmt::print("{:<15} {}\n", key, text);
   }
-  for (const auto& [name, version] : info["dependencies"].items()) {
-    fmt::print("  {:<13} {}\n", name, version.get<std::string>());
+  for (const auto& [name, row] : info["dependencies"].items()) {
+    const auto version = row["version"].get<std::string>();
+    const auto note = row["note"].get<std::string>();
+    fmt::print("  {:<15}{:<17}{}{}{}\n", name,
+               version.empty() ? row["state"].get<std::string>() : version,
+               row["licence"].get<std::string>(), note.empty() ? "" : "; ", note);
   }
 }
 
@@ -123,6 +129,16 @@ ModelShape read_model(Options& options) {
     YamlDocument part = YamlDocument::from_text("", options.path);
     if (given) part.set("sequence_length=" + *given);
     options.sequence = read_config<SequencePart>(part).sequence_length;
+  }
+  if (const std::optional<std::string> given = document.value("train.optimizer.moments")) {
+    YamlDocument part = YamlDocument::from_text("", options.path);
+    part.set("moments=" + *given);
+    struct MomentsPart {
+      Precision moments = Precision::kFp32;
+      void fields(Fields& f) { f("moments", moments, ""); }
+    };
+    const DType type = moment_type(read_config<MomentsPart>(part).moments);
+    options.memory.bytes_per_moment = static_cast<int>(size_of(type));
   }
   return read_config<ModelShape>(document.part("model")).resolved();
 }
@@ -215,18 +231,17 @@ ExitCode run_info(Options options) {
 
 }  // namespace
 
-Action attach_info(CLI::App& app) {
+Action attach_info(CommandLine& line) {
   auto options = std::make_shared<Options>();
-  app.add_option("CONFIG", options->path, "YAML with a `model:` part, or a checkpoint's folder");
-  app.add_option("--set", options->overrides, "KEY=VALUE, wins over the file; may be repeated")
-      ->allow_extra_args(false);
-  app.add_option("--sequence", options->sequence,
-                 "tokens of a sequence, for attention's FLOPs (default: the file's, else 128)");
-  app.add_option("--ranks", options->memory.ranks, "ranks that share the optimizer state");
-  app.add_option("--expert-parallel", options->memory.expert_parallel,
-                 "ranks that share the experts");
-  app.add_flag("--fp32", options->fp32, "weights and activations in fp32 instead of bf16");
-  app.add_flag("--json", options->json, "one JSON object on standard output");
+  line.option("CONFIG", options->path, "YAML with a `model:` part, or a checkpoint's folder");
+  line.option("--set", options->overrides, "KEY=VALUE, wins over the file; may be repeated")
+      .repeatable();
+  line.option("--sequence", options->sequence,
+              "tokens of a sequence, for attention's FLOPs; 0: the file's, else 128");
+  line.option("--ranks", options->memory.ranks, "ranks that share the optimizer state");
+  line.option("--expert-parallel", options->memory.expert_parallel, "ranks that share the experts");
+  line.flag("--fp32", options->fp32, "weights and activations in fp32 instead of bf16");
+  line.flag("--json", options->json, "one JSON object on standard output");
   return [options] { return run_info(*options); };
 }
 

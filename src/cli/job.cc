@@ -2,7 +2,6 @@
 
 #include <unistd.h>
 
-#include <map>
 #include <string>
 
 #include "base/log.h"
@@ -52,12 +51,8 @@ void Job::open_device(const ContextOptions& options, int local_rank, int local_s
   }
 }
 
-void add_device_option(CLI::App& app, DeviceType& device) {
-  const std::map<std::string, DeviceType> names = {{"cpu", DeviceType::kCpu},
-                                                   {"cuda", DeviceType::kCuda}};
-  app.add_option("--device", device, "what computes: cpu, or cuda (a GPU per rank)")
-      ->transform(CLI::CheckedTransformer(names))
-      ->default_str(std::string(enum_names(device)[static_cast<size_t>(device)]));
+void add_device_option(CommandLine& line, DeviceType& device) {
+  line.option("--device", device, "what computes: cpu, or cuda (a GPU per rank)");
 }
 
 void require_one_rank(std::string_view command) {

@@ -2,11 +2,10 @@
 // context.
 #pragma once
 
-#include <CLI/CLI.hpp>
-
 #include <memory>
 #include <string_view>
 
+#include "cli/command_line.h"
 #include "comm/communicator.h"
 #include "tensor/context.h"
 
@@ -30,7 +29,7 @@ class Job {
 };
 
 // --device: what computes.
-void add_device_option(CLI::App& app, DeviceType& device);
+void add_device_option(CommandLine& line, DeviceType& device);
 
 // ConfigError when this process is one of several ranks: for commands that would do the same work
 // on each. Touches MPI only when a launcher started the process.

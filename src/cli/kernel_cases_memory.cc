@@ -30,7 +30,6 @@ struct Data {
   std::vector<Tensor> tensors;
   std::vector<int32_t> tokens;
   std::vector<int64_t> offsets;
-  std::vector<double> sums;
 
   AnyView at(size_t i) const { return tensors[i]; }
 };
@@ -230,9 +229,10 @@ int64_t plan_routes(Context& context, Builder& b, int64_t tokens) {
     expert.as<int32_t>()(t, 0) = first;
     expert.as<int32_t>()(t, 1) = static_cast<int32_t>((first + 1 + step) % kExperts);
   }
-  std::vector<int64_t> offsets(kExperts + 1);
+  const Tensor offsets(DType::kI64, {kExperts + 1}, context.device());
+  const Tensor dropped(DType::kI64, {1}, context.device());
   const Tensor chosen = on_device(context, std::move(expert));
-  route_plan(context, chosen, kExperts, 0, {}, offsets, b.data().at(0), b.data().at(1));
+  route_plan(context, chosen, kExperts, 0, {}, offsets, b.data().at(0), b.data().at(1), dropped);
   return tokens * kTopK;
 }
 
@@ -274,10 +274,11 @@ KernelCase combine_backward_bf16(Context& context, double scale) {
       });
 }
 
-KernelCase adamw_bf16(Context& context, double scale) {
+KernelCase adamw_case(Context& context, double scale, DType moments) {
   const int64_t n = scaled(scale, int64_t{12} << 20);
-  Builder b(context, "adamw", fmt::format("n={}, bf16 weights", n));
-  for (int i = 0; i < 3; ++i) b.update(DType::kF32, {n});
+  const std::string_view kept = moments == DType::kF32 ? "" : " and moments";
+  Builder b(context, "adamw", fmt::format("n={}, bf16 weights{}", n, kept));
+  for (DType type : {DType::kF32, moments, moments}) b.update(type, {n});
   b.read(DType::kF32, {n}).write(DType::kBF16, {n});
   fill_zero(context, b.data().at(2));  // second moments are not negative
   return b.runs([](Context& c, Data& d) {
@@ -286,13 +287,19 @@ KernelCase adamw_bf16(Context& context, double scale) {
   });
 }
 
+KernelCase adamw_bf16(Context& context, double scale) {
+  return adamw_case(context, scale, DType::kF32);
+}
+
+KernelCase adamw_bf16_moments(Context& context, double scale) {
+  return adamw_case(context, scale, DType::kBF16);
+}
+
 KernelCase square_sums(Context& context, double scale) {
   const int64_t n = scaled(scale, int64_t{32} << 20);
   Builder b(context, "block_square_sums", fmt::format("n={}", n));
-  b.data().sums.resize(static_cast<size_t>((n + kNormBlock - 1) / kNormBlock));
-  return b.read(DType::kF32, {n}).runs([](Context& c, Data& d) {
-    block_square_sums(c, d.at(0), d.sums);
-  });
+  b.read(DType::kF32, {n}).add(DType::kF64, {(n + kNormBlock - 1) / kNormBlock});
+  return b.runs([](Context& c, Data& d) { block_square_sums(c, d.at(0), d.at(1)); });
 }
 
 KernelCase rotary_bf16(Context& context, double scale) {
@@ -353,6 +360,7 @@ constexpr MakeCase kCases[] = {
     combine_bf16,
     combine_backward_bf16,
     adamw_bf16,
+    adamw_bf16_moments,
     square_sums,
     rotary_bf16,
     router_case,

@@ -25,6 +25,7 @@ void LoadedModel::load(Job& job, int expert_parallel, const PlacementArguments& 
     const Range range = mesh->layout().experts(config.model.moe.experts);
     experts = {range.begin, range.size()};
   }
+  reader.share(job.world().size() > 1);
   parameters = load_for_inference(
       job.context(), reader, config.model, activation_type(config.train.precision), experts,
       settle_placement(job, reader, config.model, expert_parallel, placement));

@@ -1,13 +1,11 @@
 // The command line: the table of subcommands, and the one place where errors end the process.
 #include <cstdio>
-#include <map>
+#include <optional>
 #include <string>
-#include <vector>
 
 #include "base/error.h"
 #include "base/log.h"
 #include "cli/command.h"
-#include "cli/job.h"
 #include "comm/world.h"
 
 namespace degu {
@@ -37,66 +35,27 @@ constexpr Command kCommands[] = {
     {"help", "the YAML reference: every key, its default and meaning", attach_help},
 };
 
-struct Attached {
-  const Command& command;
-  CLI::App* app;
-  Action action;
-};
-
 // The command, then what a full disk behind `> result.json` would otherwise hide.
-ExitCode run_and_flush(const Attached& attached) {
-  if (!attached.command.many_ranks) require_one_rank(attached.command.name);
-  const ExitCode code = attached.action();
+ExitCode run_and_flush(const Action& action) {
+  const ExitCode code = action();
   if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
     throw IoError("standard output cannot be written; check the disk or the pipe it goes to");
   }
   return code;
 }
 
-// One line on standard error for a command line that cannot be understood.
-int usage_error(const CLI::App& app, const CLI::ParseError& error) {
-  const std::vector<CLI::App*> parsed = app.get_subcommands();
-  std::string what = error.what();
-  std::string help = "degu";
-  if (!parsed.empty()) {
-    help += " " + parsed.front()->get_name();
-  } else if (const std::vector<std::string> words = app.remaining(); !words.empty()) {
-    what = fmt::format("unknown command \"{}\"", words.front());
-  }
-  fmt::print(stderr, "degu: {}; see {} --help\n", what, help);
-  return static_cast<int>(ExitCode::kUsage);
-}
-
 int run(int argc, char** argv) {
-  CLI::App app("Mixture-of-Experts language models: data, training, scaling laws, plans.", "degu");
-  app.require_subcommand(1);
-  app.set_version_flag("--version", "degu " DEGU_VERSION);
-  const std::map<std::string, LogLevel> levels = {{"debug", LogLevel::kDebug},
-                                                  {"info", LogLevel::kInfo},
-                                                  {"warn", LogLevel::kWarn},
-                                                  {"error", LogLevel::kError}};
+  CommandLine line("degu",
+                   "Mixture-of-Experts language models: data, training, scaling laws, plans.",
+                   DEGU_VERSION);
+  constexpr std::string_view kLevels[] = {"debug", "info", "warn", "error"};
   LogLevel level = LogLevel::kInfo;
-  app.add_option("--log-level", level, "least severe line to print: debug, info, warn or error")
-      ->transform(CLI::CheckedTransformer(levels).description(""));
-
-  std::vector<Attached> attached;
-  for (const Command& command : kCommands) {
-    CLI::App* sub = app.add_subcommand(command.name, command.summary);
-    sub->fallthrough();  // global options may follow the subcommand
-    attached.push_back({command, sub, command.attach(*sub)});
-  }
-
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
-    return usage_error(app, error);
-  }
+  line.word("--log-level", kLevels, static_cast<size_t>(level), "least severe line to print",
+            [&](size_t index) { level = static_cast<LogLevel>(index); });
+  const Action action = attach_commands(line, kCommands);
+  if (const std::optional<int> code = line.parse(argc, argv)) return *code;
   set_log_level(level);
-  for (const Attached& attachment : attached) {
-    if (attachment.app->parsed()) return run_as_job([&] { return run_and_flush(attachment); });
-  }
-  return static_cast<int>(ExitCode::kUsage);
+  return run_as_job([&] { return run_and_flush(action); });
 }
 
 }  // namespace

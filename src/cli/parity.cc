@@ -16,6 +16,7 @@ struct ParityArguments {
   int rounds = 2;
   int64_t longest = 200;
   std::string kv_type = "auto";
+  DeviceType device = DeviceType::kCpu;
   PlacementArguments placement;
   bool json = false;
 };
@@ -65,12 +66,13 @@ void print_json(const ParityReport& report, const LoadedModel& loaded, const Job
                               {"kv", a.kv_type},
                               {"placement", a.placement.placement},
                               {"isa", isa_name(job.context().isa())},
+                              {"device", enum_name(job.context().device())},
                               {"checkpoint", loaded.folder}};
   std::printf("%s\n", out.dump(2).c_str());
 }
 
 ExitCode parity(const ParityArguments& a) {
-  Job job(0);
+  Job job(0, a.device);
   LoadedModel loaded(a.checkpoint);
   const int ranks = job.world().size();
   loaded.load(job, loaded.config.model.moe.experts > 0 ? ranks : 1, a.placement);
@@ -82,11 +84,11 @@ ExitCode parity(const ParityArguments& a) {
                               .kv_type = type};
   ParityReport mine;
   if (ranks == 1 && loaded.parameters->placement().contiguous()) {
-    mine = check_parity(job.context().isa(), *loaded.parameters, options);
+    mine = check_parity(job.context(), *loaded.parameters, options);
   } else {
     const auto whole = loaded.load_whole(job.context());
     // One rank goes through the paths that need no other rank; all go through the exchange.
-    if (job.world().rank() == 0) mine = check_parity(job.context().isa(), *whole, options);
+    if (job.world().rank() == 0) mine = check_parity(job.context(), *whole, options);
     if (loaded.config.model.moe.experts > 0) {
       mine.add(check_expert_parity(loaded.mesh->ep(), job.context(), *whole, *loaded.parameters,
                                    options));
@@ -105,19 +107,18 @@ ExitCode parity(const ParityArguments& a) {
 
 }  // namespace
 
-Action attach_parity(CLI::App& app) {
+Action attach_parity(CommandLine& line) {
   auto a = std::make_shared<ParityArguments>();
-  app.add_option("checkpoint", a->checkpoint, "a checkpoint, or the folder of a run")->required();
-  app.add_option("--seed", a->seed, "of the sequences and of how they are cut and placed");
-  app.add_option("--sequences", a->sequences, "sequences per round")->check(CLI::PositiveNumber);
-  app.add_option("--rounds", a->rounds, "rounds with sequences of their own")
-      ->check(CLI::PositiveNumber);
-  app.add_option("--longest", a->longest, "tokens of the longest sequence")
-      ->check(CLI::PositiveNumber);
-  app.add_option("--kv", a->kv_type, "type of keys and values: auto (as activations) or int8")
-      ->check(CLI::IsMember({"auto", "int8"}));
-  add_placement_options(app, a->placement);
-  app.add_flag("--json", a->json, "print the result as one JSON object");
+  line.option("checkpoint", a->checkpoint, "a checkpoint, or the folder of a run").required();
+  line.option("--seed", a->seed, "of the sequences and of how they are cut and placed");
+  line.option("--sequences", a->sequences, "sequences per round").positive();
+  line.option("--rounds", a->rounds, "rounds with sequences of their own").positive();
+  line.option("--longest", a->longest, "tokens of the longest sequence").positive();
+  line.option("--kv", a->kv_type, "type of keys and values: auto (as activations) or int8")
+      .among({"auto", "int8"});
+  add_device_option(line, a->device);
+  add_placement_options(line, a->placement);
+  line.flag("--json", a->json, "print the result as one JSON object");
   return [a] { return parity(*a); };
 }
 

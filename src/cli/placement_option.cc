@@ -44,25 +44,28 @@ PlacementFile choose(const CheckpointReader& reader, const ModelShape& shape, in
 
 }  // namespace
 
-void add_placement_options(CLI::App& app, PlacementArguments& a) {
-  app.add_option("--placement", a.placement,
-                 "on which rank each expert lies: contiguous, auto (by measured frequencies), or a "
-                 "file of `degu plan --serve --out`; the bits are the same");
-  app.add_option(
-      "--frequencies", a.frequencies,
-      "what --placement auto counts: a file of `degu generate --routes`, a run's folder "
-      "or its metrics.jsonl, a server's /metrics in a file; default: what the checkpoint "
-      "knows");
+void add_placement_options(CommandLine& line, PlacementArguments& a) {
+  line.option("--placement", a.placement,
+              "on which rank each expert lies: contiguous, auto (by measured frequencies), or a "
+              "file of `degu plan --serve --out`; the bits are the same");
+  line.option("--frequencies", a.frequencies,
+              "what --placement auto counts: a file of `degu generate --routes`, a run's folder "
+              "or its metrics.jsonl, a server's /metrics in a file; default: what the checkpoint "
+              "knows");
 }
 
 ExpertFrequencies frequencies_for(const CheckpointReader& reader, const ModelShape& shape,
                                   const std::string& named) {
   if (!named.empty()) return read_frequencies(named, shape);
   if (std::optional<ExpertFrequencies> own = checkpoint_frequencies(reader, shape)) return *own;
-  throw ConfigError(
-      "{}: nobody measured how often its experts are taken; give --frequencies FILE, of `degu "
+  throw frequencies_missing(reader.folder());
+}
+
+ConfigError frequencies_missing(std::string_view place) {
+  return ConfigError(
+      "{}: nobody measured how often the experts are taken; give --frequencies FILE, of `degu "
       "generate --routes`, a run's folder, or what a server's /metrics said",
-      reader.folder());
+      place);
 }
 
 ExpertPlacement settle_placement(Job& job, const CheckpointReader& reader, const ModelShape& shape,

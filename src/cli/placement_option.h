@@ -1,10 +1,10 @@
 // `--placement`: on which rank each expert lies when several serve together.
 #pragma once
 
-#include <CLI/CLI.hpp>
-
 #include <string>
+#include <string_view>
 
+#include "cli/command_line.h"
 #include "cli/job.h"
 #include "io/checkpoint.h"
 #include "moe/expert_placement.h"
@@ -16,12 +16,15 @@ struct PlacementArguments {
   std::string placement = "contiguous";  // contiguous, auto, or a file of `degu plan --serve --out`
   std::string frequencies;               // what auto chooses by; "": what the checkpoint knows
 };
-void add_placement_options(CLI::App& app, PlacementArguments& arguments);
+void add_placement_options(CommandLine& line, PlacementArguments& arguments);
 
 // The frequencies that were named, else the checkpoint's own. ConfigError that says what to give
 // when there are none.
 ExpertFrequencies frequencies_for(const CheckpointReader& reader, const ModelShape& shape,
                                   const std::string& named);
+
+// "PLACE: nobody measured …", and what to give.
+ConfigError frequencies_missing(std::string_view place);
 
 // What `arguments` ask for, the same on all ranks; rank 0 reads, and logs what it chose and why.
 // `ranks`: over how many a layer's experts are spread. Collective.

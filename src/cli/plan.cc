@@ -445,55 +445,50 @@ ExitCode run_plan(const PlanCommand& command) {
 
 }  // namespace
 
-Action attach_plan(CLI::App& app) {
+Action attach_plan(CommandLine& line) {
   const auto command = std::make_shared<PlanCommand>();
   PlanCommand& c = *command;
-  app.add_option("--fit", c.fit, "FIT.json of `degu fit --out`");
-  app.add_option("--law", c.law, "instead: a law with its published constants, sizes continuous");
-  app.add_option("--flops", c.flops, "training budget in FLOPs")->check(CLI::PositiveNumber);
-  app.add_option("--hours", c.hours, "or in hours on the machine of --hardware")
-      ->check(CLI::PositiveNumber);
-  app.add_option("--hardware", c.hardware, "HW.yaml of `degu bench kernels --out`");
-  app.add_option("--utilisation", c.utilisation,
-                 "share of the peak; default: as the fitted runs measured it")
-      ->check(CLI::Range(0.0, 1.0));
-  app.add_option("--inference-tokens", c.inference_tokens,
-                 "tokens the model will read or write in its life")
-      ->check(CLI::NonNegativeNumber);
-  app.add_option("--inference-cost", c.inference_cost,
-                 "cost of an inference FLOP relative to a training FLOP")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  app.add_option("--memory", c.memory,
-                 "bytes for weights, gradients and optimizer in training, on one rank")
-      ->check(CLI::PositiveNumber);
-  app.add_option("--serve-memory", c.serve_memory,
-                 "bytes for weights and one sequence's keys and values when serving")
-      ->check(CLI::PositiveNumber);
-  app.add_option("--experts", c.experts,
-                 "numbers of experts to choose among, 1: dense; default: all measured")
-      ->delimiter(',')
-      ->allow_extra_args(false);
-  app.add_option("--price-per-hour", c.price_per_hour, "of the machine, in any currency")
-      ->check(CLI::NonNegativeNumber);
-  app.add_option("--base", c.base,
-                 "run or sweep YAML for all but the size; default: the fitted sweep's own");
-  app.add_option("--set", c.overrides, "key=value over the base, e.g. train.seed=2")
-      ->allow_extra_args(false);
-  app.add_option("--grow", c.grow, "widths considered up to this factor beyond the fitted runs'")
-      ->check(CLI::Range(1.0, 1e3))
-      ->capture_default_str();
-  app.add_option("--extrapolation", c.extrapolation,
-                 "warn beyond this factor of the largest run's FLOPs")
-      ->capture_default_str();
-  app.add_option("--out", c.out,
-                 "write the planned run's YAML; with --serve: the placement of experts");
-  app.add_option("--json-out", c.json_out, "write the plan as JSON, for --compare");
-  add_plan_serve_options(app, c.serve);
-  add_plan_train_options(app, c.train);
-  app.add_option("--compare", c.compare, "a plan's JSON: compare its prediction with --measured");
-  app.add_option("--measured", c.measured, "a loss, a run's folder or its result.json");
-  app.add_flag("--json", c.json, "print one JSON object");
+  line.option("--fit", c.fit, "FIT.json of `degu fit --out`");
+  line.option("--law", c.law, "instead: a law with its published constants, sizes continuous");
+  line.option("--flops", c.flops, "training budget in FLOPs").positive();
+  line.option("--hours", c.hours, "or in hours on the machine of --hardware").positive();
+  line.option("--hardware", c.hardware, "HW.yaml of `degu bench kernels --out`");
+  line.option("--utilisation", c.utilisation,
+              "share of the peak; default: as the fitted runs measured it")
+      .within(0.0, 1.0);
+  line.option("--inference-tokens", c.inference_tokens,
+              "tokens the model will read or write in its life")
+      .non_negative();
+  line.option("--inference-cost", c.inference_cost,
+              "cost of an inference FLOP relative to a training FLOP")
+      .non_negative();
+  line.option("--memory", c.memory,
+              "bytes for weights, gradients and optimizer in training, on one rank")
+      .positive();
+  line.option("--serve-memory", c.serve_memory,
+              "bytes for weights and one sequence's keys and values when serving")
+      .positive();
+  line.option("--experts", c.experts,
+              "numbers of experts to choose among, 1: dense; default: all measured")
+      .comma_separated()
+      .repeatable();
+  line.option("--price-per-hour", c.price_per_hour, "of the machine, in any currency")
+      .non_negative();
+  line.option("--base", c.base,
+              "run or sweep YAML for all but the size; default: the fitted sweep's own");
+  line.option("--set", c.overrides, "key=value over the base, e.g. train.seed=2").repeatable();
+  line.option("--grow", c.grow, "widths considered up to this factor beyond the fitted runs'")
+      .within(1.0, 1e3);
+  line.option("--extrapolation", c.extrapolation,
+              "warn beyond this factor of the largest run's FLOPs");
+  line.option("--out", c.out,
+              "write the planned run's YAML; with --serve: the placement of experts");
+  line.option("--json-out", c.json_out, "write the plan as JSON, for --compare");
+  add_plan_serve_options(line, c.serve);
+  add_plan_train_options(line, c.train);
+  line.option("--compare", c.compare, "a plan's JSON: compare its prediction with --measured");
+  line.option("--measured", c.measured, "a loss, a run's folder or its result.json");
+  line.flag("--json", c.json, "print one JSON object");
   return [command] { return run_plan(*command); };
 }
 

@@ -61,6 +61,7 @@ MeasuredMemory measure_serving(const std::string& folder, const PlanServeArgumen
   run_as_threads(a.ranks, [&](Communicator& group) {
     Context context({.threads = a.threads});
     CheckpointReader reader(folder);
+    reader.share(group.size() > 1);
     const RunConfig config = checkpoint_config(reader);
     const int64_t here = config.model.moe.experts / group.size();
     std::unique_ptr<ParameterSet> parameters;

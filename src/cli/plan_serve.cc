@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "cli/loaded_model.h"
+#include "cli/placement_option.h"
 #include "cli/plan_measure.h"
 #include "cli/plan_placement.h"
 #include "comm/thread_comm.h"
@@ -154,10 +155,7 @@ std::optional<PlannedPlacement> placement_of(const ServedModel& model,
     return plan_placement(model.shape, a.ranks, a.placement, *model.frequencies);
   }
   if (wanted.empty()) return std::nullopt;
-  throw ConfigError(
-      "{}: nobody measured how often {}'s experts are taken; give --frequencies FILE, of `degu "
-      "generate --routes`, a run's folder, or what a server's /metrics said",
-      wanted, model.name);
+  throw frequencies_missing(model.name + ", " + wanted);
 }
 
 // Beside the prediction for the scheme that the checkpoint holds.
@@ -286,41 +284,34 @@ void print_plan(const ServedModel& model, const PlanServeArguments& a,
 
 }  // namespace
 
-void add_plan_serve_options(CLI::App& app, PlanServeArguments& a) {
+void add_plan_serve_options(CommandLine& line, PlanServeArguments& a) {
   std::vector<std::string> schemes;
   schemes.reserve(std::size(kSchemes));
   for (const SchemeInfo& info : kSchemes) schemes.emplace_back(info.name);
-  app.add_option("--serve", a.model,
-                 "instead: the memory that serving this checkpoint or configuration takes");
-  app.add_option("--scheme", a.schemes, "with --serve: schemes of the weights")
-      ->delimiter(',')
-      ->allow_extra_args(false)
-      ->check(CLI::IsMember(schemes));
-  app.add_option("--keep", a.keep, "with --serve: as `degu quantize --keep`")
-      ->allow_extra_args(false);
-  app.add_option("--ranks", a.ranks, "with --serve: ranks that share the experts")
-      ->check(CLI::Range(1, 256));
-  app.add_option("--threads", a.threads, "with --serve: threads per rank")
-      ->check(CLI::PositiveNumber);
-  app.add_option("--context", a.context, "with --serve: tokens; 0: the training sequence length")
-      ->check(CLI::NonNegativeNumber);
-  app.add_option("--running", a.running, "with --serve: contexts in a rank's cache")
-      ->check(CLI::PositiveNumber);
-  app.add_option("--pass-tokens", a.pass_tokens, "with --serve: most new tokens in a pass")
-      ->check(CLI::PositiveNumber);
-  app.add_option("--kv", a.kv, "with --serve: auto (as activations) or int8")
-      ->check(CLI::IsMember({"auto", "int8"}));
-  app.add_option("--frequencies,--routes", a.frequencies,
-                 "with --serve: how often experts are taken: a file of `degu generate --routes`, a "
-                 "run's folder or its metrics.jsonl, a server's /metrics in a file; default: what "
-                 "the checkpoint knows");
-  app.add_option("--placement", a.placement,
-                 "with --serve: auto (experts on ranks by frequency), contiguous, or a file of "
-                 "--out to look at")
-      ->capture_default_str();
-  app.add_flag("--measure", a.measure,
-               "with --serve: load the checkpoint as so many ranks, run one full pass, and print "
-               "what memory that took beside what was predicted");
+  line.option("--serve", a.model,
+              "instead: the memory that serving this checkpoint or configuration takes");
+  line.option("--scheme", a.schemes, "with --serve: schemes of the weights")
+      .comma_separated()
+      .repeatable()
+      .among(schemes);
+  line.option("--keep", a.keep, "with --serve: as `degu quantize --keep`").repeatable();
+  line.option("--ranks", a.ranks, "with --serve: ranks that share the experts").within(1, 256);
+  line.option("--threads", a.threads, "with --serve: threads per rank").positive();
+  line.option("--context", a.context, "with --serve: tokens; 0: the training sequence length")
+      .non_negative();
+  line.option("--running", a.running, "with --serve: contexts in a rank's cache").positive();
+  line.option("--pass-tokens", a.pass_tokens, "with --serve: most new tokens in a pass").positive();
+  line.option("--kv", a.kv, "with --serve: auto (as activations) or int8").among({"auto", "int8"});
+  line.option("--frequencies,--routes", a.frequencies,
+              "with --serve: how often experts are taken: a file of `degu generate --routes`, a "
+              "run's folder or its metrics.jsonl, a server's /metrics in a file; default: what "
+              "the checkpoint knows");
+  line.option("--placement", a.placement,
+              "with --serve: auto (experts on ranks by frequency), contiguous, or a file of "
+              "--out to look at");
+  line.flag("--measure", a.measure,
+            "with --serve: load the checkpoint as so many ranks, run one full pass, and print "
+            "what memory that took beside what was predicted");
 }
 
 ExitCode plan_serve(const PlanServeArguments& a) {

@@ -1,12 +1,11 @@
 // `degu plan --serve`: where a model's bytes will lie when it is served, before it is loaded.
 #pragma once
 
-#include <CLI/CLI.hpp>
-
 #include <string>
 #include <vector>
 
 #include "base/error.h"
+#include "cli/command_line.h"
 
 namespace degu {
 
@@ -28,7 +27,7 @@ struct PlanServeArguments {
   std::vector<std::string> overrides;
   bool json = false;
 };
-void add_plan_serve_options(CLI::App& app, PlanServeArguments& arguments);
+void add_plan_serve_options(CommandLine& line, PlanServeArguments& arguments);
 ExitCode plan_serve(const PlanServeArguments& arguments);
 
 }  // namespace degu

@@ -60,14 +60,13 @@ void print_layouts(const LayoutPlan& plan, const ClusterSpec& cluster, double pe
 
 }  // namespace
 
-void add_plan_train_options(CLI::App& app, PlanTrainArguments& a) {
-  app.add_option("--train", a.config,
-                 "instead: memory and time of this run's configuration on --cluster");
-  app.add_option("--cluster", a.cluster, "with --train: CLUSTER.yaml of `degu bench comm --out`");
-  app.add_option("--imbalance", a.imbalance,
-                 "with --train: rows of the busiest rank's experts over the mean")
-      ->check(CLI::Range(1.0, 1e3))
-      ->capture_default_str();
+void add_plan_train_options(CommandLine& line, PlanTrainArguments& a) {
+  line.option("--train", a.config,
+              "instead: memory and time of this run's configuration on --cluster");
+  line.option("--cluster", a.cluster, "with --train: CLUSTER.yaml of `degu bench comm --out`");
+  line.option("--imbalance", a.imbalance,
+              "with --train: rows of the busiest rank's experts over the mean")
+      .within(1.0, 1e3);
 }
 
 ExitCode plan_train(const PlanTrainArguments& a) {

@@ -1,12 +1,11 @@
 // `degu plan --train`: what a training run takes on each rank of a cluster, and its fastest layout.
 #pragma once
 
-#include <CLI/CLI.hpp>
-
 #include <string>
 #include <vector>
 
 #include "base/error.h"
+#include "cli/command_line.h"
 #include "train/layout_plan.h"
 
 namespace degu {
@@ -20,7 +19,7 @@ struct PlanTrainArguments {
   std::vector<std::string> overrides;
   bool json = false;
 };
-void add_plan_train_options(CLI::App& app, PlanTrainArguments& arguments);
+void add_plan_train_options(CommandLine& line, PlanTrainArguments& arguments);
 ExitCode plan_train(const PlanTrainArguments& arguments);
 
 }  // namespace degu

@@ -370,60 +370,58 @@ ExitCode profile(ProfileArguments a) {
   return ExitCode::kDone;
 }
 
-void add_workload_options(CLI::App& app, ProfileArguments& a) {
-  app.add_option("--prompt-tokens", a.prompt_tokens,
-                 "tokens of every prompt; 0: half the shortest training sequence length")
-      ->check(CLI::NonNegativeNumber);
-  app.add_option("--max-tokens", a.max_tokens,
-                 "tokens of every answer, at least 2; 0: the rest of that length, at most 128")
-      ->check(CLI::NonNegativeNumber);
-  app.add_option("--batch", a.batches, "requests that arrive and run together")
-      ->delimiter(',')
-      ->check(CLI::PositiveNumber);
-  app.add_option("--temperature", a.temperature, "0: greedy; 1: as the model says")
-      ->check(CLI::NonNegativeNumber);
-  app.add_option("--repetitions", a.repetitions, "of each batch size, after one for warming up")
-      ->check(CLI::Range(1, 1000));
-  app.add_option("--kv", a.kv, "type of cached keys and values: auto (as activations) or int8")
-      ->check(CLI::IsMember({"auto", "int8"}));
-  app.add_option("--pass-tokens", a.pass_tokens, "most new tokens in one pass")
-      ->check(CLI::PositiveNumber);
-  app.add_option("--draft", a.draft,
-                 "draft model of the speculative levels; default: n-grams of the text so far");
+void add_workload_options(CommandLine& line, ProfileArguments& a) {
+  line.option("--prompt-tokens", a.prompt_tokens,
+              "tokens of every prompt; 0: half the shortest training sequence length")
+      .non_negative();
+  line.option("--max-tokens", a.max_tokens,
+              "tokens of every answer, at least 2; 0: the rest of that length, at most 128")
+      .non_negative();
+  line.option("--batch", a.batches, "requests that arrive and run together")
+      .comma_separated()
+      .positive();
+  line.option("--temperature", a.temperature, "0: greedy; 1: as the model says").non_negative();
+  line.option("--repetitions", a.repetitions, "of each batch size, after one for warming up")
+      .within(1, 1000);
+  line.option("--kv", a.kv, "type of cached keys and values: auto (as activations) or int8")
+      .among({"auto", "int8"});
+  line.option("--pass-tokens", a.pass_tokens, "most new tokens in one pass").positive();
+  line.option("--draft", a.draft,
+              "draft model of the speculative levels; default: n-grams of the text so far");
 }
 
 }  // namespace
 
-Action attach_profile(CLI::App& app) {
+Action attach_profile(CommandLine& line) {
   auto a = std::make_shared<ProfileArguments>();
-  app.add_option("checkpoints", a->checkpoints, "checkpoints, or folders of runs")->required();
-  app.add_option("--levels", a->levels,
-                 "bf16, int8, int4, fp8, a scheme's name, each also with +speculative; "
-                 "speculative alone: over int8")
-      ->delimiter(',');
-  app.add_option("--method", a->method, "of the quantizer, as `degu quantize --method`");
-  add_workload_options(app, *a);
-  app.add_option("--price-per-hour", a->price_per_hour, "of the machine, in any currency")
-      ->required()
-      ->check(CLI::NonNegativeNumber);
-  app.add_option("--data", a->data,
-                 "prepared data for quality and prompts; default: what the first model was "
-                 "trained on");
-  app.add_option("--validation-tokens", a->validation_tokens, "tokens per domain; 0: all")
-      ->check(CLI::NonNegativeNumber);
-  app.add_flag("--quality,!--no-quality", a->quality,
-               "measure perplexity; without it and --data, prompts are random tokens");
-  app.add_option("--hardware", a->hardware,
-                 "HW.yaml of `degu bench kernels --out`; default: probed first");
-  app.add_option("--threads", a->threads, "threads; 0: the cores this process may run on")
-      ->check(CLI::NonNegativeNumber);
-  app.add_option("--priority", a->priority, "what the recommendation is for")
-      ->check(CLI::IsMember({"quality", "latency", "cost"}));
-  app.add_option("--quality-slack", a->slack,
-                 "for latency and cost: bits per byte may be worse than the best by this share")
-      ->check(CLI::Range(0.0, 10.0));
-  app.add_option("--out", a->out, "folder for profile.json and the quantized checkpoints");
-  app.add_flag("--json", a->json, "print the profile as one JSON object");
+  line.option("checkpoints", a->checkpoints, "checkpoints, or folders of runs").required();
+  line.option("--levels", a->levels,
+              "bf16, int8, int4, fp8, a scheme's name, each also with +speculative; "
+              "speculative alone: over int8")
+      .comma_separated();
+  line.option("--method", a->method, "of the quantizer, as `degu quantize --method`");
+  add_workload_options(line, *a);
+  line.option("--price-per-hour", a->price_per_hour, "of the machine, in any currency")
+      .required()
+      .non_negative();
+  line.option("--data", a->data,
+              "prepared data for quality and prompts; default: what the first model was "
+              "trained on");
+  line.option("--validation-tokens", a->validation_tokens, "tokens per domain; 0: all")
+      .non_negative();
+  line.flag("--quality,!--no-quality", a->quality,
+            "measure perplexity; without it and --data, prompts are random tokens");
+  line.option("--hardware", a->hardware,
+              "HW.yaml of `degu bench kernels --out`; default: probed first");
+  line.option("--threads", a->threads, "threads; 0: the cores this process may run on")
+      .non_negative();
+  line.option("--priority", a->priority, "what the recommendation is for")
+      .among({"quality", "latency", "cost"});
+  line.option("--quality-slack", a->slack,
+              "for latency and cost: bits per byte may be worse than the best by this share")
+      .within(0.0, 10.0);
+  line.option("--out", a->out, "folder for profile.json and the quantized checkpoints");
+  line.flag("--json", a->json, "print the profile as one JSON object");
   return [a] {
     if (a->max_tokens == 1) {
       throw ConfigError("--max-tokens 1: there is no time between tokens to measure; 2 or more");

@@ -154,6 +154,7 @@ ExitCode quantize(const Options& options) {
     throw ConfigError("--out {} is the checkpoint itself; name another folder", options.out);
   }
   CheckpointReader reader(folder);
+  reader.share(job.world().size() > 1);
   const QuantizationMethod& method = options.method.empty() ? default_method(quantize.policy.scheme)
                                                             : quantization_method(options.method);
   std::unique_ptr<TokenDataset> dataset;
@@ -192,7 +193,7 @@ std::string method_help() {
 
 }  // namespace
 
-Action attach_quantize(CLI::App& app) {
+Action attach_quantize(CommandLine& line) {
   auto options = std::make_shared<Options>();
   std::vector<std::string> schemes;
   for (const SchemeInfo& info : kSchemes) {
@@ -200,44 +201,41 @@ Action attach_quantize(CLI::App& app) {
   }
   std::vector<std::string> methods;
   for (const QuantizationMethod& method : quantization_methods()) methods.emplace_back(method.name);
-  app.add_option("checkpoint", options->checkpoint, "a checkpoint, or the folder of a run")
-      ->required();
-  app.add_option("--scheme", options->scheme,
-                 "how weights are held and what they are multiplied with")
-      ->required()
-      ->check(CLI::IsMember(schemes));
-  app.add_option("--method", options->method, method_help())->check(CLI::IsMember(methods));
-  app.add_option(
+  line.option("checkpoint", options->checkpoint, "a checkpoint, or the folder of a run").required();
+  line.option("--scheme", options->scheme, "how weights are held and what they are multiplied with")
+      .required()
+      .among(schemes);
+  line.option("--method", options->method, method_help()).among(methods);
+  line.option(
       "--keep", options->keep,
       "PATTERN or PATTERN=SCHEME: hold tensors whose name the regular expression matches "
       "in bf16, or in that scheme; may be repeated. Routers and norms stay fp32; embedding and "
       "head "
       "take 8-bit codes under a 4-bit scheme unless a rule names them");
-  app.add_option("--calibration", options->calibration,
-                 "prepared shards whose training split awq and gptq measure on; default: what the "
-                 "model was trained on");
-  app.add_option("--calibration-tokens", options->calibration_tokens,
-                 "tokens to measure on, rounded up to whole sequences")
-      ->check(CLI::PositiveNumber);
-  app.add_option("--min-expert-tokens", options->min_expert_tokens,
-                 "an expert that fewer calibration tokens reach falls back, with a warning; 0: the "
-                 "widest input of an expert, below which its Hessian is singular")
-      ->check(CLI::NonNegativeNumber);
-  app.add_option(
-         "--expert-fallback", options->expert_fallback,
-         "all-tokens: such an expert is fitted to all calibration tokens; rtn: it is rounded "
-         "to nearest")
-      ->check(CLI::IsMember({"all-tokens", "rtn"}));
-  app.add_option("--damping", options->damping,
-                 "gptq: share of the Hessian's mean diagonal that is added to its diagonal")
-      ->check(CLI::Range(1e-6, 10.0));
-  app.add_flag("--act-order,!--no-act-order", options->activation_order,
-               "gptq: round the columns with the largest inputs first");
-  app.add_option("--out", options->out,
-                 "folder of the new checkpoint; partial results lie in <out>.layers")
-      ->required();
-  app.add_option("--threads", options->threads, "threads; 0: the cores this process may run on");
-  app.add_flag("--json", options->json, "print the audit as one JSON object");
+  line.option("--calibration", options->calibration,
+              "prepared shards whose training split awq and gptq measure on; default: what the "
+              "model was trained on");
+  line.option("--calibration-tokens", options->calibration_tokens,
+              "tokens to measure on, rounded up to whole sequences")
+      .positive();
+  line.option("--min-expert-tokens", options->min_expert_tokens,
+              "an expert that fewer calibration tokens reach falls back, with a warning; 0: the "
+              "widest input of an expert, below which its Hessian is singular")
+      .non_negative();
+  line.option("--expert-fallback", options->expert_fallback,
+              "all-tokens: such an expert is fitted to all calibration tokens; rtn: it is rounded "
+              "to nearest")
+      .among({"all-tokens", "rtn"});
+  line.option("--damping", options->damping,
+              "gptq: share of the Hessian's mean diagonal that is added to its diagonal")
+      .within(1e-6, 10.0);
+  line.flag("--act-order,!--no-act-order", options->activation_order,
+            "gptq: round the columns with the largest inputs first");
+  line.option("--out", options->out,
+              "folder of the new checkpoint; partial results lie in <out>.layers")
+      .required();
+  line.option("--threads", options->threads, "threads; 0: the cores this process may run on");
+  line.flag("--json", options->json, "print the audit as one JSON object");
   return [options] { return quantize(*options); };
 }
 

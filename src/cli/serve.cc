@@ -101,7 +101,7 @@ void find_keys(const ServeArguments& a, ServerOptions& options) {
 ExitCode serve(const ServeArguments& a) {
   const sigset_t set = end_signals();
   pthread_sigmask(SIG_BLOCK, &set, nullptr);
-  Job job(a.serving.threads);
+  Job job(a.serving.threads, a.serving.device);
   ServingSetup setup(job, a.checkpoint, a.serving);
   if (!setup.leads()) {
     setup.follow();
@@ -146,66 +146,62 @@ ExitCode serve(const ServeArguments& a) {
   return ExitCode::kDone;
 }
 
-void add_limit_options(CLI::App& app, ServeArguments& a) {
+void add_limit_options(CommandLine& line, ServeArguments& a) {
   ServerLimits& limits = a.server.limits;
-  app.add_option("--max-concurrent", limits.concurrent, "requests answered at once; more get 429")
-      ->check(CLI::PositiveNumber);
-  app.add_option("--max-connections", limits.connections,
-                 "open connections, a thread each; more than --max-concurrent")
-      ->check(CLI::PositiveNumber);
-  app.add_option("--max-waiting", a.max_waiting, "answers in the engine's queue; more get 429")
-      ->check(CLI::PositiveNumber);
-  app.add_option("--max-answer-tokens", limits.max_tokens,
-                 "most tokens a request may ask for; 0: the context")
-      ->check(CLI::NonNegativeNumber);
-  app.add_option("--max-body", limits.body_bytes, "most bytes of a request's body")
-      ->check(CLI::PositiveNumber);
-  app.add_option("--max-prompts", limits.prompts, "most prompts in one request")
-      ->check(CLI::PositiveNumber);
-  app.add_option("--max-n", limits.n, "most answers per prompt")->check(CLI::PositiveNumber);
-  app.add_option("--max-choices", limits.choices, "most answers of one request, prompts times n")
-      ->check(CLI::PositiveNumber);
-  app.add_option("--request-timeout", limits.request_seconds,
-                 "seconds from arrival to the last token; the answer ends there")
-      ->check(CLI::PositiveNumber);
-  app.add_option("--read-timeout", limits.read_seconds, "seconds between two bytes of a request")
-      ->check(CLI::PositiveNumber);
-  app.add_option("--write-timeout", limits.write_seconds,
-                 "seconds in which a client takes one piece of an answer")
-      ->check(CLI::PositiveNumber);
-  app.add_option("--drain-seconds", a.drain_seconds,
-                 "seconds that running requests have to end after SIGTERM")
-      ->check(CLI::NonNegativeNumber);
+  line.option("--max-concurrent", limits.concurrent, "requests answered at once; more get 429")
+      .positive();
+  line.option("--max-connections", limits.connections,
+              "open connections, a thread each; more than --max-concurrent")
+      .positive();
+  line.option("--max-waiting", a.max_waiting, "answers in the engine's queue; more get 429")
+      .positive();
+  line.option("--max-answer-tokens", limits.max_tokens,
+              "most tokens a request may ask for; 0: the context")
+      .non_negative();
+  line.option("--max-body", limits.body_bytes, "most bytes of a request's body").positive();
+  line.option("--max-prompts", limits.prompts, "most prompts in one request").positive();
+  line.option("--max-n", limits.n, "most answers per prompt").positive();
+  line.option("--max-choices", limits.choices, "most answers of one request, prompts times n")
+      .positive();
+  line.option("--request-timeout", limits.request_seconds,
+              "seconds from arrival to the last token; the answer ends there")
+      .positive();
+  line.option("--read-timeout", limits.read_seconds, "seconds between two bytes of a request")
+      .positive();
+  line.option("--write-timeout", limits.write_seconds,
+              "seconds in which a client takes one piece of an answer")
+      .positive();
+  line.option("--drain-seconds", a.drain_seconds,
+              "seconds that running requests have to end after SIGTERM")
+      .non_negative();
 }
 
 }  // namespace
 
-Action attach_serve(CLI::App& app) {
+Action attach_serve(CommandLine& line) {
   auto a = std::make_shared<ServeArguments>();
   a->server.model.clear();
   std::vector<std::string> templates;
   for (const ChatTemplate& each : chat_templates()) templates.emplace_back(each.name);
-  app.add_option("checkpoint", a->checkpoint, "a checkpoint, or the folder of a run")->required();
-  app.add_option("--host", a->server.host, "address to listen at (default 127.0.0.1)");
-  app.add_option("--port", a->server.port, "port to listen at; 0: a free one (default 8000)")
-      ->check(CLI::Range(0, 65535));
-  app.add_option("--model-name", a->server.model,
-                 "the model's name for clients (default: the checkpoint's last folder)");
-  app.add_option("--chat-template", a->server.chat_template,
-                 "how a conversation becomes a prompt (default plain)")
-      ->check(CLI::IsMember(templates));
-  app.add_option("--api-keys", a->api_keys,
-                 "file with an API key per line; DEGU_API_KEY adds one; without: open to all who "
-                 "reach the port");
-  app.add_option("--allow-host", a->server.allowed_hosts,
-                 "a further name by which a loopback server may be asked for; may be repeated");
-  app.add_option("--cors", a->server.cors_origin,
-                 "origin whose pages may ask (\"*\": any; default: none)");
-  app.add_option("--price-per-hour", a->server.price_per_hour,
-                 "of this machine, for the cost in /metrics and on the page")
-      ->check(CLI::NonNegativeNumber);
-  add_limit_options(app, *a);
-  add_serving_options(app, a->serving);
+  line.option("checkpoint", a->checkpoint, "a checkpoint, or the folder of a run").required();
+  line.option("--host", a->server.host, "address to listen at");
+  line.option("--port", a->server.port, "port to listen at; 0: a free one").within(0, 65535);
+  line.option("--model-name", a->server.model,
+              "the model's name for clients (default: the checkpoint's last folder)");
+  line.option("--chat-template", a->server.chat_template, "how a conversation becomes a prompt")
+      .among(templates);
+  line.option("--api-keys", a->api_keys,
+              "file with an API key per line; DEGU_API_KEY adds one; without: open to all who "
+              "reach the port");
+  line.option("--allow-host", a->server.allowed_hosts,
+              "a further name by which a loopback server may be asked for; may be repeated");
+  line.option("--cors", a->server.cors_origin,
+              "origin whose pages may ask (\"*\": any; default: none)");
+  line.option("--price-per-hour", a->server.price_per_hour,
+              "of this machine, for the cost in /metrics and on the page")
+      .non_negative();
+  add_limit_options(line, *a);
+  add_serving_options(line, a->serving);
   return [a] { return serve(*a); };
 }
 

@@ -8,6 +8,7 @@
 #include "comm/agree.h"
 #include "data/utf8.h"
 #include "infer/memory_plan.h"
+#include "tensor/device.h"
 
 namespace degu {
 namespace {
@@ -26,46 +27,54 @@ size_t available_bytes() {
   throw IoError("/proc/meminfo does not say what memory is available; give --memory in GiB");
 }
 
-}  // namespace
-
-void add_sampling_options(CLI::App& app, SamplingParams& sampling) {
-  app.add_option("--temperature", sampling.temperature, "0: always the most likely token");
-  app.add_option("--top-k", sampling.top_k, "draw from the k most likely; 0: all");
-  app.add_option("--top-p", sampling.top_p, "draw from the most likely that hold this mass");
-  app.add_option("--min-p", sampling.min_p,
-                 "draw from tokens at least this likely, relative to the most likely");
-  app.add_option("--repetition-penalty", sampling.repetition_penalty,
-                 "divides the positive logits of tokens seen before");
-  app.add_option("--frequency-penalty", sampling.frequency_penalty,
-                 "taken off a token's logit for each time it was drawn");
-  app.add_option("--presence-penalty", sampling.presence_penalty,
-                 "taken off the logits of tokens that were drawn");
+// Bytes of this process's own data where the model lies, and all that it has there.
+size_t data_bytes(const Context& context) {
+  return context.device() == DeviceType::kCpu ? anonymous_bytes() : device_memory_used();
+}
+size_t bytes_now(const Context& context) {
+  return context.device() == DeviceType::kCpu ? resident_bytes() : device_memory_used();
 }
 
-void add_serving_options(CLI::App& app, ServingArguments& a) {
-  app.add_option("--threads", a.threads, "threads per rank; 0: the node's cores over its ranks");
-  app.add_option("--context", a.context,
-                 "most tokens of prompt and answer; 0: the sequence length of training");
-  app.add_option("--kv-tokens", a.kv_tokens,
-                 "tokens that a rank's cache holds; 0: what --memory leaves");
-  app.add_option("--memory", a.memory_gib,
-                 "GiB for a rank's weights, workspace and cache; 0: half of what is available");
-  app.add_option("--kv", a.kv_type, "type of cached keys and values: auto (as activations) or int8")
-      ->check(CLI::IsMember({"auto", "int8"}));
-  app.add_option("--pass-tokens", a.pass_tokens, "most new tokens of a rank in one pass")
-      ->check(CLI::PositiveNumber);
-  app.add_option("--max-running", a.max_running, "most sequences of a rank in one batch")
-      ->check(CLI::PositiveNumber);
-  app.add_flag("--prefix-cache,!--no-prefix-cache", a.prefix_cache,
-               "keep pages for prompts that begin alike");
-  app.add_flag("--bos,!--no-bos", a.bos, "begin prompts with the tokenizer's BOS");
-  app.add_option("--speculate", a.speculate, "draft tokens: off, ngram or draft (with --draft)")
-      ->check(CLI::IsMember({"off", "ngram", "draft"}));
-  app.add_option("--draft", a.draft, "checkpoint of a smaller model with the same tokenizer");
-  app.add_option("--depth", a.depth, "most drafts per sequence and pass")
-      ->check(CLI::Range(0, kMaxDraftDepth));
-  app.add_flag("--fixed-depth", a.fixed_depth, "always --depth, instead of what estimates advise");
-  add_placement_options(app, a.placement);
+}  // namespace
+
+void add_sampling_options(CommandLine& line, SamplingParams& sampling) {
+  line.option("--temperature", sampling.temperature, "0: always the most likely token");
+  line.option("--top-k", sampling.top_k, "draw from the k most likely; 0: all");
+  line.option("--top-p", sampling.top_p, "draw from the most likely that hold this mass");
+  line.option("--min-p", sampling.min_p,
+              "draw from tokens at least this likely, relative to the most likely");
+  line.option("--repetition-penalty", sampling.repetition_penalty,
+              "divides the positive logits of tokens seen before");
+  line.option("--frequency-penalty", sampling.frequency_penalty,
+              "taken off a token's logit for each time it was drawn");
+  line.option("--presence-penalty", sampling.presence_penalty,
+              "taken off the logits of tokens that were drawn");
+}
+
+void add_serving_options(CommandLine& line, ServingArguments& a) {
+  line.option("--threads", a.threads, "threads per rank; 0: the node's cores over its ranks");
+  add_device_option(line, a.device);
+  line.option("--context", a.context,
+              "most tokens of prompt and answer; 0: the sequence length of training");
+  line.option("--kv-tokens", a.kv_tokens,
+              "tokens that a rank's cache holds; 0: what --memory leaves");
+  line.option(
+      "--memory", a.memory_gib,
+      "GiB for a rank's weights, workspace and cache; 0: half of what is available, on a GPU "
+      "nine tenths");
+  line.option("--kv", a.kv_type, "type of cached keys and values: auto (as activations) or int8")
+      .among({"auto", "int8"});
+  line.option("--pass-tokens", a.pass_tokens, "most new tokens of a rank in one pass").positive();
+  line.option("--max-running", a.max_running, "most sequences of a rank in one batch").positive();
+  line.flag("--prefix-cache,!--no-prefix-cache", a.prefix_cache,
+            "keep pages for prompts that begin alike");
+  line.flag("--bos,!--no-bos", a.bos, "begin prompts with the tokenizer's BOS");
+  line.option("--speculate", a.speculate, "draft tokens: off, ngram or draft (with --draft)")
+      .among({"off", "ngram", "draft"});
+  line.option("--draft", a.draft, "checkpoint of a smaller model with the same tokenizer");
+  line.option("--depth", a.depth, "most drafts per sequence and pass").within(0, kMaxDraftDepth);
+  line.flag("--fixed-depth", a.fixed_depth, "always --depth, instead of what estimates advise");
+  add_placement_options(line, a.placement);
 }
 
 std::vector<int32_t> encode_prompt(const Tokenizer& tokenizer, const std::string& text, bool bos) {
@@ -89,7 +98,7 @@ nlohmann::ordered_json memory_json(const MemoryPlan& plan, Context& context) {
           {"draft", plan.draft},
           {"predicted", plan.total()},
           {"scratch_peak", context.scratch().peak()},
-          {"resident", resident_bytes()}};
+          {"resident", bytes_now(context)}};
 }
 
 struct ServingSetup::Draft {
@@ -116,9 +125,9 @@ ServingSetup::ServingSetup(Job& job, const std::string& checkpoint,
   if (ranks > 1 && model_.config.model.moe.experts == 0) {
     throw ConfigError("a dense model has no experts to spread over {} ranks; run it on one", ranks);
   }
-  const size_t before = anonymous_bytes();
+  const size_t before = data_bytes(job.context());
   model_.load(job, ranks, arguments_.placement);
-  const size_t after = anonymous_bytes();
+  const size_t after = data_bytes(job.context());
   memory_.loaded = after > before ? after - before : 0;
   kv_type_ = arguments_.kv_type == "int8" ? DType::kI8 : model_.parameters->activation();
   context_ = arguments_.context > 0 ? arguments_.context : model_.config.data.sequence_length;
@@ -146,20 +155,16 @@ void ServingSetup::plan_memory() {
     memory_.workspace +=
         GroupLanes::gather_bytes(model_.config.model, limits_, job_.world().size());
   }
-  memory_.scratch =
-      scratch_bytes(job_.context().threads(), *model_.parameters, limits_, job_.world().size());
+  const bool on_host = job_.context().device() == DeviceType::kCpu;
+  memory_.scratch = on_host ? scratch_bytes(job_.context().threads(), *model_.parameters, limits_,
+                                            job_.world().size())
+                            : job_.context().scratch().capacity();
   memory_.page = KvMemory::bytes_per_page(job_.context(), model_.config.model, kv_type_);
   int64_t pages = kv_pages_for(arguments_.kv_tokens);
   if (arguments_.kv_tokens == 0) {
-    const double budget = arguments_.memory_gib > 0
-                              ? arguments_.memory_gib * kGib
-                              : 0.5 * static_cast<double>(available_bytes()) / job_.world().size();
-    // By default the weights, which are in memory already, count twice: on the safe side.
-    const double left = budget - static_cast<double>(memory_.total());
-    pages = std::max<int64_t>(0, static_cast<int64_t>(left / static_cast<double>(memory_.page)));
     // More than this many contexts at once nobody can use.
     const int64_t most = (arguments_.max_running + 8) * (kv_pages_for(context_) + 1);
-    pages = std::min(pages, most);
+    pages = std::min(pages_in_memory(), most);
   }
   pages = min_over_ranks(job_.world(), pages);
   memory_.pages = static_cast<int32_t>(pages);
@@ -172,6 +177,21 @@ void ServingSetup::plan_memory() {
   log_memory();
 }
 
+int64_t ServingSetup::pages_in_memory() const {
+  double left = 0;
+  if (arguments_.memory_gib > 0) {
+    left = arguments_.memory_gib * kGib - static_cast<double>(memory_.total());
+  } else if (job_.context().device() == DeviceType::kCpu) {
+    // The weights, which are in memory already, count twice: on the safe side.
+    left = 0.5 * static_cast<double>(available_bytes()) / job_.world().size() -
+           static_cast<double>(memory_.total());
+  } else {  // weights, scratch and draft model are on the GPU already
+    left = 0.9 * static_cast<double>(device_memory_free(job_.context().device())) -
+           static_cast<double>(memory_.workspace);
+  }
+  return std::max<int64_t>(0, static_cast<int64_t>(left / static_cast<double>(memory_.page)));
+}
+
 // A line per rank, what was predicted beside what is measured; written by rank 0.
 void ServingSetup::log_memory() {
   const auto mib = [](size_t bytes) { return static_cast<double>(bytes) / (1024.0 * 1024.0); };
@@ -180,7 +200,7 @@ void ServingSetup::log_memory() {
       "{} tokens in {:.1f}, draft {:.1f}; {:.1f} in all, {:.1f} in memory now",
       mib(memory_.weights), mib(memory_.loaded), mib(memory_.workspace), mib(memory_.scratch),
       memory_.pages * kKvPageKeys, mib(static_cast<size_t>(memory_.pages) * memory_.page),
-      mib(memory_.draft), mib(memory_.total()), mib(resident_bytes()));
+      mib(memory_.draft), mib(memory_.total()), mib(bytes_now(job_.context())));
   const std::vector<std::string> lines = job_.world().gather_text(line);
   for (size_t r = 0; r < lines.size(); ++r) {
     log_info("memory{}: {}", lines.size() > 1 ? fmt::format(" of rank {}", r) : "", lines[r]);

@@ -1,12 +1,11 @@
 // A model with its cache, ready for an engine: what `generate` and servers set up alike.
 #pragma once
 
-#include <CLI/CLI.hpp>
-
 #include <memory>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 
+#include "cli/command_line.h"
 #include "cli/loaded_model.h"
 #include "infer/engine.h"
 
@@ -15,9 +14,10 @@ namespace degu {
 // Options that say how to serve, whatever is asked.
 struct ServingArguments {
   int threads = 0;
-  int64_t context = 0;           // tokens; 0: the sequence length of training
-  int64_t kv_tokens = 0;         // tokens in the cache, per rank; 0: what memory_gib leaves
-  double memory_gib = 0;         // weights, workspace and cache of a rank; 0: half of what is free
+  DeviceType device = DeviceType::kCpu;
+  int64_t context = 0;    // tokens; 0: the sequence length of training
+  int64_t kv_tokens = 0;  // tokens in the cache, per rank; 0: what memory_gib leaves
+  double memory_gib = 0;  // weights, workspace and cache of a rank; 0: a share of what is free
   std::string kv_type = "auto";  // of keys and values: auto (as activations) or int8
   int64_t pass_tokens = 256;
   int max_running = 64;
@@ -29,14 +29,14 @@ struct ServingArguments {
   bool fixed_depth = false;
   PlacementArguments placement;
 };
-void add_serving_options(CLI::App& app, ServingArguments& arguments);
+void add_serving_options(CommandLine& line, ServingArguments& arguments);
 // How tokens are drawn, but for the seed.
-void add_sampling_options(CLI::App& app, SamplingParams& sampling);
+void add_sampling_options(CommandLine& line, SamplingParams& sampling);
 
 // Where a rank's bytes go; decided before the first request and never exceeded.
 struct MemoryPlan {
   size_t weights = 0;
-  size_t loaded = 0;     // measured: by how much this process grew while they were read
+  size_t loaded = 0;     // measured: by how much this process's memory grew while they were read
   size_t workspace = 0;  // activations and logits of one pass; on rank 0 those of all ranks
   size_t scratch = 0;    // a bound on what operators take besides (infer/memory_plan.h)
   size_t page = 0;       // one page, all layers
@@ -73,6 +73,7 @@ class ServingSetup {
  private:
   struct Draft;
   void plan_memory();
+  int64_t pages_in_memory() const;
   void log_memory();
   void load_draft();
 

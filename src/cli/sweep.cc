@@ -211,18 +211,16 @@ ExitCode sweep(SweepArguments arguments) {
 
 }  // namespace
 
-Action attach_sweep(CLI::App& app) {
+Action attach_sweep(CommandLine& line) {
   auto arguments = std::make_shared<SweepArguments>();
-  app.add_option("config", arguments->config, "sweep configuration (YAML)")->required();
-  app.add_option("--out", arguments->folder,
-                 "folder of the sweep; default: runs/<name of the file>");
-  app.add_option("--set", arguments->overrides,
-                 "key=value over the file, e.g. sweep.budgets=[1e12]")
-      ->allow_extra_args(false);
-  app.add_option("--max-minutes", arguments->max_minutes, "stop, resumable, after this long");
-  app.add_flag("--retry-failed", arguments->retry_failed, "train runs again that failed twice");
-  app.add_flag("--dry-run", arguments->dry_run, "print the grid and stop");
-  app.add_flag("--json", arguments->json, "print a summary as one JSON object");
+  line.option("config", arguments->config, "sweep configuration (YAML)").required();
+  line.option("--out", arguments->folder, "folder of the sweep; default: runs/<name of the file>");
+  line.option("--set", arguments->overrides, "key=value over the file, e.g. sweep.budgets=[1e12]")
+      .repeatable();
+  line.option("--max-minutes", arguments->max_minutes, "stop, resumable, after this long");
+  line.flag("--retry-failed", arguments->retry_failed, "train runs again that failed twice");
+  line.flag("--dry-run", arguments->dry_run, "print the grid and stop");
+  line.flag("--json", arguments->json, "print a summary as one JSON object");
   return [arguments] { return sweep(*arguments); };
 }
 

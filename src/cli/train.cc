@@ -8,6 +8,7 @@
 #include "cli/job.h"
 #include "config/yaml.h"
 #include "infer/memory_plan.h"
+#include "tensor/device.h"
 #include "train/layout_plan.h"
 #include "train/run.h"
 
@@ -33,8 +34,11 @@ ExitCode train(TrainArguments arguments) {
   const RunResult result = run_training(config, arguments.run, dataset, job.world(), job.context());
   const TrainingMemory memory = training_memory(
       config, Layout(job.world().rank(), job.world().size(), config.cluster.expert_parallel));
-  log_info("memory: {:.1f} MB laid out; the run took {:.1f} MB at most", memory.total() / 1e6,
-           static_cast<double>(peak_resident_bytes() - before) / 1e6);
+  const bool on_host = config.cluster.device == DeviceType::kCpu;
+  log_info(
+      "memory{}: {:.1f} MB laid out; the run took {:.1f} MB at most", on_host ? "" : " of the GPU",
+      memory.total() / 1e6,
+      static_cast<double>(on_host ? peak_resident_bytes() - before : device_memory_peak()) / 1e6);
   if (job.world().rank() == 0) {
     if (arguments.json) std::printf("%s\n", to_json(result).dump(2).c_str());
     if (result.complete) {
@@ -54,24 +58,22 @@ ExitCode train(TrainArguments arguments) {
 
 }  // namespace
 
-Action attach_train(CLI::App& app) {
+Action attach_train(CommandLine& line) {
   auto arguments = std::make_shared<TrainArguments>();
-  app.add_option("config", arguments->config, "run configuration (YAML)")->required();
-  app.add_option("--out", arguments->run.folder,
-                 "folder of the run; default: runs/<name of the file>");
-  app.add_option("--set", arguments->overrides, "key=value over the file, e.g. train.steps=200")
-      ->allow_extra_args(false);
-  app.add_flag("--resume", arguments->run.resume,
-               "go on from the newest checkpoint, if there is one");
-  app.add_option("--init-from", arguments->run.init_from,
-                 "checkpoint whose weights the run starts with");
-  app.add_option("--max-minutes", arguments->run.max_minutes,
-                 "write a checkpoint and stop after this long (exit code 75)");
-  app.add_option("--stop-after", arguments->run.stop_after,
-                 "write a checkpoint and stop once this many steps are done (exit code 75)");
-  app.add_flag("--trace", arguments->run.trace,
-               "write a Chrome trace per rank, a span per operator");
-  app.add_flag("--json", arguments->json, "print the result as one JSON object");
+  line.option("config", arguments->config, "run configuration (YAML)").required();
+  line.option("--out", arguments->run.folder,
+              "folder of the run; default: runs/<name of the file>");
+  line.option("--set", arguments->overrides, "key=value over the file, e.g. train.steps=200")
+      .repeatable();
+  line.flag("--resume", arguments->run.resume, "go on from the newest checkpoint, if there is one");
+  line.option("--init-from", arguments->run.init_from,
+              "checkpoint whose weights the run starts with");
+  line.option("--max-minutes", arguments->run.max_minutes,
+              "write a checkpoint and stop after this long (exit code 75)");
+  line.option("--stop-after", arguments->run.stop_after,
+              "write a checkpoint and stop once this many steps are done (exit code 75)");
+  line.flag("--trace", arguments->run.trace, "write a Chrome trace per rank, a span per operator");
+  line.flag("--json", arguments->json, "print the result as one JSON object");
   return [arguments] { return train(*arguments); };
 }
 

@@ -32,12 +32,6 @@ bool overlap(const std::byte* a, size_t a_bytes, const std::byte* b, size_t b_by
   return a_bytes > 0 && b_bytes > 0 && a < b + b_bytes && b < a + a_bytes;
 }
 
-int64_t row_elements(const Shape& shape) {
-  int64_t n = 1;
-  for (int i = 1; i < shape.rank(); ++i) n *= shape[i];
-  return n;
-}
-
 void require_host(const char* what, AnyView view) {
   if (view.device != DeviceType::kCpu) {
     throw ShapeError("{}: this communicator works on host memory, the view is on a device", what);
@@ -336,7 +330,7 @@ Work HostCommunicator::all_to_all_rows(Context&, AnyView send, Counts send_rows,
   const int64_t sent = checked_total("all_to_all_rows", send_rows, size_);
   const int64_t received = checked_total("all_to_all_rows", recv_rows, size_);
   if (send.dtype != recv.dtype || send.shape.rank() < 1 || recv.shape.rank() < 1 ||
-      row_elements(send.shape) != row_elements(recv.shape)) {
+      send.shape.row_elements() != recv.shape.row_elements()) {
     throw ShapeError("all_to_all_rows: rows of {} {} against rows of {} {}", dtype_name(send.dtype),
                      send.shape.str(), dtype_name(recv.dtype), recv.shape.str());
   }
@@ -344,7 +338,7 @@ Work HostCommunicator::all_to_all_rows(Context&, AnyView send, Counts send_rows,
     throw ShapeError("all_to_all_rows: {} rows to send from {}, {} rows to receive into {}", sent,
                      send.shape.str(), received, recv.shape.str());
   }
-  const int64_t width = row_elements(send.shape);
+  const int64_t width = send.shape.row_elements();
   const size_t row_bytes = static_cast<size_t>(width) * size_of(send.dtype);
   verify({.kind = Kind::kAllToAllRows, .dtype = send.dtype, .elements = width});
   verify_rows(send_rows, recv_rows);

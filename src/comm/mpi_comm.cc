@@ -5,11 +5,13 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <thread>
 
 #include "comm/host_communicator.h"
 
@@ -22,6 +24,11 @@ constexpr size_t kMaxMessage = size_t{1} << 30;
 // Above this, every rank sends its part to every other: between two ranks of a node, Open MPI 4.1's
 // MPI_Allgatherv was several times slower at 16 MB than plain messages of the same size.
 constexpr size_t kGatherDirect = size_t{64} << 10;
+
+// A broadcast that has not come by then is asked for at intervals, which grow.
+constexpr std::chrono::milliseconds kEager(2);
+constexpr std::chrono::microseconds kShortestRest(20);
+constexpr std::chrono::microseconds kLongestRest(1000);
 
 bool started_mpi = false;
 
@@ -122,6 +129,7 @@ class MpiCommunicator final : public HostCommunicator {
 
  private:
   void finish_requests(const char* what, size_t receives);
+  void wait_patiently(const char* what, MPI_Request& request, size_t bytes);
 
   MPI_Comm comm_;
   std::vector<MPI_Request> requests_;
@@ -212,8 +220,23 @@ void MpiCommunicator::gather(const char* what, Piece mine, std::span<const Piece
 void MpiCommunicator::send_from(const char* what, Piece data, int root) {
   for (size_t begin = 0; begin < data.bytes; begin += kMaxMessage) {
     const size_t bytes = std::min(kMaxMessage, data.bytes - begin);
-    check(MPI_Bcast(data.data + begin, static_cast<int>(bytes), MPI_BYTE, root, comm_), what,
-          rank(), size(), bytes);
+    MPI_Request request = MPI_REQUEST_NULL;
+    check(MPI_Ibcast(data.data + begin, static_cast<int>(bytes), MPI_BYTE, root, comm_, &request),
+          what, rank(), size(), bytes);
+    wait_patiently(what, request, bytes);
+  }
+}
+
+// Ranks that follow another's plan may wait for hours, and MPI's own waiting keeps a core busy.
+void MpiCommunicator::wait_patiently(const char* what, MPI_Request& request, size_t bytes) {
+  const auto begin = std::chrono::steady_clock::now();
+  std::chrono::microseconds rest = kShortestRest;
+  for (int done = 0;;) {
+    check(MPI_Test(&request, &done, MPI_STATUS_IGNORE), what, rank(), size(), bytes);
+    if (done != 0) return;
+    if (std::chrono::steady_clock::now() - begin < kEager) continue;
+    std::this_thread::sleep_for(rest);
+    rest = std::min(2 * rest, kLongestRest);
   }
 }
 

@@ -5,12 +5,12 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdlib>
 #include <cstring>
 #include <numeric>
 #include <utility>
 
 #include "comm/nccl_watchdog.h"
+#include "comm/relay_communicator.h"
 #include "comm/staged_comm.h"
 #include "kernels/api/elementwise.h"
 #include "tensor/cuda_state.h"
@@ -39,18 +39,17 @@ AnyView flat(AnyView view) {
   return view.reshaped({view.elements()});
 }
 
-class NcclCommunicator final : public Communicator {
+class NcclCommunicator final : public RelayCommunicator {
  public:
-  NcclCommunicator(Communicator& control, std::unique_ptr<Communicator> owned, Context& context,
-                   std::shared_ptr<NcclWatchdog> watchdog)
-      : control_(control),
-        owned_(std::move(owned)),
+  template <class Host>
+  NcclCommunicator(Host&& ranks, Context& context, std::shared_ptr<NcclWatchdog> watchdog)
+      : RelayCommunicator(std::forward<Host>(ranks)),
         context_(context),
         watchdog_(std::move(watchdog)),
-        staged_(make_staged_communicator(control)) {
+        staged_(make_staged_communicator(host())) {
     ncclUniqueId id{};
     if (rank() == 0) check(ncclGetUniqueId(&id), "ncclGetUniqueId", 0);
-    const std::string text = control_.broadcast_text({id.internal, sizeof(id.internal)}, 0);
+    const std::string text = broadcast_text({id.internal, sizeof(id.internal)}, 0);
     std::memcpy(id.internal, text.data(), sizeof(id.internal));
     check(ncclCommInitRank(&comm_, size(), id, rank()), "starting NCCL", 0);
   }
@@ -59,9 +58,6 @@ class NcclCommunicator final : public Communicator {
     // A job that ends in an error does not wait for ranks that may never come.
     std::uncaught_exceptions() > 0 ? ncclCommAbort(comm_) : ncclCommDestroy(comm_);
   }
-
-  int rank() const override { return control_.rank(); }
-  int size() const override { return control_.size(); }
 
   Work all_reduce(Context& context, AnyView x, Reduce reduce, Order order) override {
     if (!carries(x, reduce)) return staged_->all_reduce(context, x, reduce, order);
@@ -140,28 +136,10 @@ class NcclCommunicator final : public Communicator {
     return {};
   }
 
-  void barrier() override { control_.barrier(); }
-  std::vector<std::string> gather_text(std::string_view mine) override {
-    return control_.gather_text(mine);
-  }
-  std::string broadcast_text(std::string_view text, int root) override {
-    return control_.broadcast_text(text, root);
-  }
-  std::unique_ptr<Communicator> split(int color, int key) override {
-    std::unique_ptr<Communicator> part = control_.split(color, key);
-    if (part == nullptr) return nullptr;
-    Communicator& group = *part;
-    return std::make_unique<NcclCommunicator>(group, std::move(part), context_, watchdog_);
-  }
-  std::unique_ptr<SharedCounter> make_counter(int64_t initial) override {
-    return control_.make_counter(initial);
-  }
-  [[noreturn]] void abort(std::string_view reason, ExitCode code) override {
-    control_.abort(reason, code);
-    std::abort();  // the call does not return; the compiler cannot know
-  }
-
  private:
+  std::unique_ptr<Communicator> over(std::unique_ptr<Communicator> group) override {
+    return std::make_unique<NcclCommunicator>(std::move(group), context_, watchdog_);
+  }
   cudaStream_t stream() const { return static_cast<CudaState*>(context_.device_state())->stream(); }
   // Whether NCCL and the sums below carry this reduction.
   static bool carries(AnyView x, Reduce reduce) {
@@ -300,8 +278,6 @@ class NcclCommunicator final : public Communicator {
     return mine;
   }
 
-  Communicator& control_;
-  std::unique_ptr<Communicator> owned_;
   Context& context_;
   std::shared_ptr<NcclWatchdog> watchdog_;
   std::unique_ptr<Communicator> staged_;
@@ -318,8 +294,7 @@ std::unique_ptr<Communicator> make_nccl_communicator(Communicator& control, Cont
   if (context.device() != DeviceType::kCuda) {
     throw DeviceError("NCCL works on GPU memory and the context is on the host");
   }
-  return std::make_unique<NcclCommunicator>(control, nullptr, context,
-                                            std::make_shared<NcclWatchdog>());
+  return std::make_unique<NcclCommunicator>(control, context, std::make_shared<NcclWatchdog>());
 }
 
 }  // namespace degu

@@ -1,9 +1,9 @@
 #include "comm/staged_comm.h"
 
-#include <cstdlib>
 #include <numeric>
 #include <utility>
 
+#include "comm/relay_communicator.h"
 #include "tensor/device.h"
 
 namespace degu {
@@ -13,20 +13,17 @@ int64_t total(Counts counts) {
   return std::accumulate(counts.begin(), counts.end(), int64_t{0});
 }
 
-class StagedCommunicator final : public Communicator {
+class StagedCommunicator final : public RelayCommunicator {
  public:
-  // `host`: what sums run on there; one for all groups of a job.
-  StagedCommunicator(Communicator& inner, std::unique_ptr<Communicator> owned,
-                     std::shared_ptr<Context> host)
-      : inner_(inner), owned_(std::move(owned)), host_(std::move(host)) {}
-
-  int rank() const override { return inner_.rank(); }
-  int size() const override { return inner_.size(); }
+  // `sums`: what the host's sums run on; one for all groups of a job.
+  template <class Host>
+  StagedCommunicator(Host&& ranks, std::shared_ptr<Context> sums)
+      : RelayCommunicator(std::forward<Host>(ranks)), sums_(std::move(sums)) {}
 
   Work all_reduce(Context& context, AnyView x, Reduce reduce, Order order) override {
     if (x.device != DeviceType::kCpu && size() == 1) return {};
     const OnHost x_host(context, x);
-    inner_.all_reduce(*host_, x_host, reduce, order).wait();
+    host().all_reduce(*sums_, x_host, reduce, order).wait();
     x_host.put_back();
     return {};
   }
@@ -34,7 +31,7 @@ class StagedCommunicator final : public Communicator {
   Work reduce_scatter(Context& context, AnyView in, Counts counts, AnyView out, Reduce reduce,
                       Order order) override {
     if (out.device == DeviceType::kCpu) {
-      return inner_.reduce_scatter(*host_, in, counts, out, reduce, order);
+      return host().reduce_scatter(*sums_, in, counts, out, reduce, order);
     }
     if (size() == 1) {
       copy(context, in, out);
@@ -42,20 +39,20 @@ class StagedCommunicator final : public Communicator {
     }
     const OnHost in_host(context, in);
     const OnHost out_host = OnHost::unfilled(context, out);
-    inner_.reduce_scatter(*host_, in_host, counts, out_host, reduce, order).wait();
+    host().reduce_scatter(*sums_, in_host, counts, out_host, reduce, order).wait();
     out_host.put_back();
     return {};
   }
 
   Work all_gather(Context& context, AnyView in, AnyView out, Counts counts) override {
-    if (out.device == DeviceType::kCpu) return inner_.all_gather(*host_, in, out, counts);
+    if (out.device == DeviceType::kCpu) return host().all_gather(*sums_, in, out, counts);
     if (size() == 1) {
       copy(context, in, out);
       return {};
     }
     const OnHost in_host(context, in);
     const OnHost out_host = OnHost::unfilled(context, out);
-    inner_.all_gather(*host_, in_host, out_host, counts).wait();
+    host().all_gather(*sums_, in_host, out_host, counts).wait();
     out_host.put_back();
     return {};
   }
@@ -63,12 +60,12 @@ class StagedCommunicator final : public Communicator {
   Work all_to_all_rows(Context& context, AnyView send, Counts send_rows, AnyView recv,
                        Counts recv_rows) override {
     if (recv.device == DeviceType::kCpu) {
-      return inner_.all_to_all_rows(*host_, send, send_rows, recv, recv_rows);
+      return host().all_to_all_rows(*sums_, send, send_rows, recv, recv_rows);
     }
     // Both views may be larger than what travels.
     const OnHost send_host(context, send.rows(0, total(send_rows)));
     const OnHost recv_host = OnHost::unfilled(context, recv.rows(0, total(recv_rows)));
-    inner_.all_to_all_rows(*host_, send_host, send_rows, recv_host, recv_rows).wait();
+    host().all_to_all_rows(*sums_, send_host, send_rows, recv_host, recv_rows).wait();
     recv_host.put_back();
     return {};
   }
@@ -76,46 +73,26 @@ class StagedCommunicator final : public Communicator {
   Work broadcast(Context& context, AnyView x, int root) override {
     if (x.device != DeviceType::kCpu && size() == 1) return {};
     const OnHost x_host(context, x);
-    inner_.broadcast(*host_, x_host, root).wait();
+    host().broadcast(*sums_, x_host, root).wait();
     x_host.put_back();
     return {};
   }
 
-  void barrier() override { inner_.barrier(); }
-  std::vector<std::string> gather_text(std::string_view mine) override {
-    return inner_.gather_text(mine);
-  }
-  std::string broadcast_text(std::string_view text, int root) override {
-    return inner_.broadcast_text(text, root);
-  }
-
-  std::unique_ptr<Communicator> split(int color, int key) override {
-    std::unique_ptr<Communicator> part = inner_.split(color, key);
-    if (part == nullptr) return nullptr;
-    Communicator& group = *part;
-    return std::make_unique<StagedCommunicator>(group, std::move(part), host_);
-  }
-  std::unique_ptr<SharedCounter> make_counter(int64_t initial) override {
-    return inner_.make_counter(initial);
-  }
-  [[noreturn]] void abort(std::string_view reason, ExitCode code) override {
-    inner_.abort(reason, code);
-    std::abort();  // the call does not return; the compiler cannot know
-  }
-
  private:
-  Communicator& inner_;
-  std::unique_ptr<Communicator> owned_;
-  std::shared_ptr<Context> host_;
+  std::unique_ptr<Communicator> over(std::unique_ptr<Communicator> group) override {
+    return std::make_unique<StagedCommunicator>(std::move(group), sums_);
+  }
+
+  std::shared_ptr<Context> sums_;
 };
 
 }  // namespace
 
 std::unique_ptr<Communicator> make_staged_communicator(Communicator& inner) {
   // The ranks' own threads are idle meanwhile, but not all ranks' at once: one is enough.
-  auto host =
+  auto sums =
       std::make_shared<Context>(ContextOptions{.threads = 1, .scratch_bytes = size_t{1} << 20});
-  return std::make_unique<StagedCommunicator>(inner, nullptr, std::move(host));
+  return std::make_unique<StagedCommunicator>(inner, std::move(sums));
 }
 
 }  // namespace degu

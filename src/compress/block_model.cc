@@ -55,7 +55,7 @@ BlockModel::BlockModel(Context& context, CheckpointReader& reader, const ModelSh
 
 void BlockModel::layout(Arena& arena, Context& context, const Transformer& model, int64_t tokens,
                         BlockModel* owner) {
-  Activations activations = model.take(arena, tokens, 1, Keep::kAll);
+  Activations activations = model.take(arena, tokens, /*balance_groups=*/0, Keep::kAll);
   auto kv = std::make_unique<LocalKv>(context, arena, model.shape(), DType::kBF16, tokens, 1);
   if (owner == nullptr) return;
   owner->activations_ = std::move(activations);

@@ -103,10 +103,11 @@ void add_tensors(Context& context, CheckpointWriter& writer, std::span<const Ten
     const std::string name = stored_name(spec);
     const bool slice = sliced(spec, experts);
     if (held[i].codes) {
-      add_part(writer, name, code_shape(tensors[i].scheme, spec.shape), slice, experts,
-               held[i].codes);
+      // Who loads it needs the scales first (model/load.cc).
       add_part(writer, name + std::string(kScaleSuffix), scale_shape(spec.shape), slice, experts,
                held[i].scales);
+      add_part(writer, name, code_shape(tensors[i].scheme, spec.shape), slice, experts,
+               held[i].codes);
       continue;
     }
     const Tensor stored(scheme_info(tensors[i].scheme).weight, tensors[i].value.shape);

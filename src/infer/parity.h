@@ -41,8 +41,9 @@ struct ParityReport {
   void add(const ParityReport& other);  // path by path
 };
 
-// All paths of a model whose experts are all on this rank.
-ParityReport check_parity(Isa isa, ParameterSet& parameters, const ParityOptions& options);
+// All paths of a model whose experts are all on this rank, on the instruction set or accelerator of
+// `context`; on the CPU with each number of threads.
+ParityReport check_parity(Context& context, ParameterSet& parameters, const ParityOptions& options);
 
 // One more path: experts spread over `group`, each rank with sequences of its own, against the
 // training forward with all experts on one rank. `whole` holds all experts, `part` this rank's of

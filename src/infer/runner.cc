@@ -19,7 +19,7 @@ Workspace lay_out(Arena& arena, const ParameterSet& parameters, const Transforme
                   const PassLimits& limits) {
   const ModelShape& shape = model.shape();
   Workspace w;
-  w.activations = model.take(arena, limits.rows, /*balance_groups=*/1, Keep::kNothing);
+  w.activations = model.take(arena, limits.rows, /*balance_groups=*/0, Keep::kNothing);
   w.wanted_R = arena.take(DType::kI32, {limits.logit_rows});
   w.h_RD = arena.take(parameters.activation(), {limits.logit_rows, shape.width});
   w.logit_RV = arena.take(DType::kF32, {limits.logit_rows, shape.vocab});
@@ -205,10 +205,13 @@ PassOutput ModelRunner::run(const PassPlan& plan) {
   }
   on_host_.clear();
   out.logit_RV = on_host_.emplace_back(context_, logits).as<float>();
+  if (!activations_.expert_LTK) return out;
+  const AnyView experts = on_host_.emplace_back(context_, activations_.expert_LTK);
+  for (int64_t layer = 0; layer < experts.dim(0); ++layer) {
+    const AnyView expert_TK = experts.rows(layer, 1).reshaped({experts.dim(1), experts.dim(2)});
+    out.expert_LTK.push_back(expert_TK.rows(0, batch.tokens()));
+  }
   for (const BlockActivations& block : activations_.blocks) {
-    if (!block.moe.router.expert_TK) continue;
-    const AnyView expert_TK = block.moe.router.expert_TK.rows(0, batch.tokens());
-    out.expert_LTK.push_back(on_host_.emplace_back(context_, expert_TK));
     out.exchange_seconds += block.moe.dispatch.exchange_seconds;
   }
   return out;

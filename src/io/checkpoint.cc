@@ -18,7 +18,6 @@
 #include "io/checkpoint_manifest.h"
 #include "io/crc32.h"
 #include "io/hdf5.h"
-#include "io/read_ahead.h"
 #include "io/reserve.h"
 
 namespace degu {
@@ -179,7 +178,11 @@ void CheckpointWriter::Impl::write_part(const std::string& name, const Region& r
   out.set_attribute("dtype", dtype_name(part.dtype));
   out.set_attribute("whole_shape", to_h5(region.whole));
   out.set_attribute(region.flat ? "range_begin" : "offset", to_h5(region.offset));
-  entry["parts"].push_back(part_to_json({0, dataset, region, crc32(part.data, part.bytes())}));
+  entry["parts"].push_back(part_to_json({.file = 0,
+                                         .dataset = dataset,
+                                         .region = region,
+                                         .crc32 = crc32(part.data, part.bytes()),
+                                         .file_offset = out.file_offset().value_or(-1)}));
 }
 
 void CheckpointWriter::attach(const std::string& name, std::string_view content) {
@@ -280,13 +283,11 @@ struct CheckpointReader::Impl {
   // The part read last: tensors are often read in pieces smaller than they were written in.
   const Manifest::Part* cached = nullptr;
   std::vector<std::byte> cache = {};
-  int64_t window = 0;  // bytes to ask for ahead of reads
-  std::vector<std::optional<ReadAhead>> ahead = {};
+  bool shared = false;
 
   const Manifest::TensorEntry& tensor(const std::string& name) const;
   void read(const std::string& name, const Region& wanted, AnyView out);
-  void read_part(const std::string& name, const Manifest::TensorEntry& entry,
-                 const Manifest::Part& part, std::byte* out);
+  void read_part(const Manifest::TensorEntry& entry, const Manifest::Part& part, std::byte* out);
 };
 
 CheckpointReader::CheckpointReader(std::string folder)
@@ -300,7 +301,6 @@ CheckpointReader::CheckpointReader(std::string folder)
     throw DataError("{}: not a checkpoint: no {}", self.folder, kManifestName);
   self.manifest = Manifest::parse(read_file(path), path);
   self.files.resize(self.manifest.files.size());
-  self.ahead.resize(self.manifest.files.size());
   auto check_file = [&](const std::string& name, int64_t bytes) {
     const std::string file = self.folder + "/" + name;
     const auto size = fs::file_size(file, error);
@@ -321,6 +321,15 @@ CheckpointReader::CheckpointReader(CheckpointReader&&) noexcept = default;
 
 const std::string& CheckpointReader::folder() const {
   return impl_->folder;
+}
+const Manifest& CheckpointReader::manifest() const {
+  return impl_->manifest;
+}
+void CheckpointReader::share(bool shared) {
+  impl_->shared = shared;
+}
+bool CheckpointReader::shared() const {
+  return impl_->shared;
 }
 const Json& CheckpointReader::metadata() const {
   return impl_->manifest.metadata;
@@ -382,18 +391,18 @@ void CheckpointReader::Impl::read(const std::string& name, const Region& wanted,
     }
     const bool same = have.size() == 1 && want.size() == 1 &&
                       have[0].whole_begin == want[0].whole_begin && have[0].count == want[0].count;
-    if (same) return read_part(name, entry, part, target);
+    if (same) return read_part(entry, part, target);
     if (cached != &part) {
       cached = nullptr;
       cache.resize(static_cast<size_t>(part.region.elements()) * size_of(entry.dtype));
-      read_part(name, entry, part, cache.data());
+      read_part(entry, part, cache.data());
       cached = &part;
     }
     copy_common(part.region, cache.data(), wanted, target, size_of(entry.dtype));
   }
 }
 
-void CheckpointReader::Impl::read_part(const std::string& name, const Manifest::TensorEntry& entry,
+void CheckpointReader::Impl::read_part(const Manifest::TensorEntry& entry,
                                        const Manifest::Part& part, std::byte* out) {
   const std::string path = folder + "/" + manifest.files[part.file].name;
   std::optional<h5::File>& file = files[part.file];
@@ -403,25 +412,8 @@ void CheckpointReader::Impl::read_part(const std::string& name, const Manifest::
     throw DataError("{}: '{}' has another shape than the manifest says", path, part.dataset);
   }
   const size_t bytes = static_cast<size_t>(part.region.elements()) * size_of(entry.dtype);
-  if (const auto offset = window > 0 ? dataset.file_offset() : std::nullopt) {
-    std::optional<ReadAhead>& next = ahead[part.file];
-    if (!next) next.emplace(path, window);
-    next->reach(*offset, *offset + static_cast<int64_t>(bytes));
-  }
   dataset.read_box({}, {}, h5::element_of(entry.dtype), out, part.region.elements());
-  const uint32_t sum = crc32(out, bytes);
-  if (sum != part.crc32) {
-    throw DataError(
-        "{}: '{}' of tensor '{}' is altered: checksum {:08x} where the manifest says {:08x}", path,
-        part.dataset, name, sum, part.crc32);
-  }
-}
-
-void CheckpointReader::read_ahead(int64_t bytes) {
-  impl_->window = bytes;
-  if (bytes > 0) return;
-  impl_->cached = nullptr;
-  std::vector<std::byte>().swap(impl_->cache);  // an assignment would keep its memory
+  part.compare(crc32(out, bytes), path);
 }
 
 std::vector<std::string> CheckpointReader::attachments() const {
@@ -446,7 +438,7 @@ void CheckpointReader::verify() {
   for (const auto& [name, entry] : impl_->manifest.tensors) {
     for (const Manifest::Part& part : entry.parts) {
       buffer.resize(static_cast<size_t>(part.region.elements()) * size_of(entry.dtype));
-      impl_->read_part(name, entry, part, buffer.data());
+      impl_->read_part(entry, part, buffer.data());
     }
   }
   for (const std::string& name : attachments()) attachment(name);

@@ -30,6 +30,8 @@ namespace degu {
 inline constexpr std::string_view kModelPrefix = "model/";
 inline constexpr std::string_view kOptimizerPrefix = "optimizer/";
 
+struct CheckpointManifest;
+
 class CheckpointWriter {
  public:
   // `metadata` (step, counters, seeds; a JSON object, the same on all ranks) comes back from
@@ -80,10 +82,16 @@ class CheckpointReader {
   CheckpointReader(CheckpointReader&&) noexcept;
 
   const std::string& folder() const;
+  const CheckpointManifest& manifest() const;  // io/checkpoint_manifest.h
   const nlohmann::json& metadata() const;
   std::vector<TensorInfo> list() const;  // by name
   bool has(const std::string& name) const;
   TensorInfo info(const std::string& name) const;  // DataError naming what is missing
+
+  // Other ranks read the same files about now: streams of them (io/checkpoint_stream.h) then go by
+  // way of the system's cache, so that the disk gives each byte once.
+  void share(bool shared);
+  bool shared() const;
 
   // Fills `out` with the box of out.shape at `offset`, the range from `begin`, or the whole tensor,
   // whatever parts it was written in. The type must be the stored one. Each part read is compared
@@ -91,12 +99,6 @@ class CheckpointReader {
   void read(const std::string& name, Shape offset, AnyView out);
   void read_range(const std::string& name, int64_t begin, AnyView out);
   void read(const std::string& name, AnyView out);
-
-  // For a reader of many tensors in about the order they were written in: from now on each read
-  // also asks the system for up to `bytes` of what follows it in the file, so that the disk works
-  // while the caller does. 0 ends this, and gives back the memory in which the reader keeps the
-  // part it read last for further slices of it.
-  void read_ahead(int64_t bytes);
 
   std::vector<std::string> attachments() const;
   std::string attachment(const std::string& name) const;

@@ -52,13 +52,19 @@ CheckpointManifest::File file_from_json(const Json& json) {
   return file;
 }
 
-CheckpointManifest::TensorEntry tensor_from_json(const Json& json, size_t files) {
+CheckpointManifest::TensorEntry tensor_from_json(
+    const Json& json, const std::vector<CheckpointManifest::File>& files) {
   CheckpointManifest::TensorEntry tensor;
   tensor.dtype = dtype_from_name(json.at("dtype").get<std::string>());
   tensor.shape = shape_from_json(json.at("shape"));
   for (const Json& entry : json.at("parts")) {
     CheckpointManifest::Part part = part_from_json(entry, tensor.shape);
-    if (part.file >= files) throw DataError("file {} of {}", part.file, files);
+    if (part.file >= files.size()) throw DataError("file {} of {}", part.file, files.size());
+    const int64_t room = files[part.file].bytes -
+                         static_cast<int64_t>(size_of(tensor.dtype)) * part.region.elements();
+    if (part.file_offset >= 0 && part.file_offset > room) {
+      throw DataError("a part at byte {} lies outside its file", part.file_offset);
+    }
     tensor.parts.push_back(std::move(part));
   }
   return tensor;
@@ -78,7 +84,7 @@ CheckpointManifest from_json(const Json& json) {
   for (const auto& [name, entry] : json.at("tensors").items()) {
     if (!valid_checkpoint_name(name)) throw DataError("'{}' is no tensor name", name);
     try {
-      manifest.tensors[name] = tensor_from_json(entry, manifest.files.size());
+      manifest.tensors[name] = tensor_from_json(entry, manifest.files);
     } catch (const DataError& error) {
       throw DataError("tensor '{}': {}", name, error.what());
     }
@@ -165,6 +171,7 @@ Json part_to_json(const CheckpointManifest::Part& part) {
     out["shape"] = shape_to_json(part.region.extent);
   }
   out["crc32"] = hex(part.crc32);
+  if (part.file_offset >= 0) out["file_offset"] = part.file_offset;
   return out;
 }
 
@@ -187,7 +194,16 @@ CheckpointManifest::Part part_from_json(const Json& json, const Shape& whole) {
     throw DataError("a part falls into {} pieces: {}", run_count(part.region), part.region.str());
   }
   part.crc32 = from_hex(json.at("crc32").get<std::string>());
+  if (json.contains("file_offset")) {
+    part.file_offset = natural(json.at("file_offset"), "file_offset");
+  }
   return part;
+}
+
+void CheckpointManifest::Part::compare(uint32_t sum, const std::string& path) const {
+  if (sum == crc32) return;
+  throw DataError("{}: '{}' is altered: checksum {} where the manifest says {}", path, dataset,
+                  hex(sum), hex(crc32));
 }
 
 void CheckpointManifest::check_coverage() const {

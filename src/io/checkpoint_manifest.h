@@ -23,8 +23,12 @@ struct CheckpointManifest {
     size_t file = 0;  // index into `files`
     std::string dataset;
     Region region;
-    uint32_t crc32 = 0;  // of the elements as they lie in memory (little-endian)
+    uint32_t crc32 = 0;        // of the elements as they lie in memory (little-endian)
+    int64_t file_offset = -1;  // of its first byte, where they lie so in the file; -1: not known
     friend bool operator==(const Part&, const Part&) = default;
+
+    // DataError, naming `path` and the part, unless `sum` is its checksum.
+    void compare(uint32_t sum, const std::string& path) const;
   };
   struct TensorEntry {
     DType dtype = DType::kF32;

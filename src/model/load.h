@@ -34,8 +34,8 @@ using StoredName = std::function<std::string(const ParameterSpec&)>;
 void load_parameters(Context& context, CheckpointReader& reader, const SchemeOf& scheme_of,
                      const StoredName& stored_name, ParameterSet& parameters);
 
-// Reads the experts that `placement` puts into `experts`. Tensor by tensor: beside the result no
-// more than one tensor is in memory. Of training's checkpoints values become `activation`;
+// Reads the experts that `placement` puts into `experts`. Batch by batch: beside the result some
+// tens of megabytes are in memory. Of training's checkpoints values become `activation`;
 // quantized ones are packed as they are, and their activations are bf16 whatever the model was
 // trained in. DataError when names, shapes or schemes do not fit `shape`.
 std::unique_ptr<ParameterSet> load_for_inference(Context& context, CheckpointReader& reader,

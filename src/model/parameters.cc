@@ -124,7 +124,7 @@ RegionKind region_of(const ParameterSpec& spec) {
 
 Shape local_shape(const ParameterSpec& spec, ExpertRange experts) {
   if (spec.role != ParameterRole::kExperts) return spec.shape;
-  return {experts.count, spec.shape[1], spec.shape[2]};
+  return spec.shape.with_rows(experts.count);
 }
 
 // What a checkpoint gave, where the context's kernels read it: on an accelerator a copy in scratch.
@@ -198,7 +198,9 @@ void ParameterSet::lay_out_packings(const Context& context, const SchemeOf& sche
 void ParameterSet::make_packings(const Context& context, const SchemeOf& scheme_of) {
   for (const auto& p : parameters_) {
     const Scheme scheme = scheme_of(p->spec);
-    if (p->spec.role == ParameterRole::kEmbedding) make_table(*p, scheme);
+    if (p->spec.role == ParameterRole::kEmbedding && !serving_) {
+      p->table = packings_.take(activation_, p->spec.shape);
+    }
     if (!is_packed(*p)) continue;
     const Shape local = local_shape(p->spec, experts_);
     reserve_packing(context, p->forward, scheme, local, Orientation::kForward);
@@ -213,7 +215,7 @@ void ParameterSet::make_regions(DeviceType device) {
   }
   for (RegionKind kind :
        {RegionKind::kDense, RegionKind::kEmbedding, RegionKind::kHead, RegionKind::kExperts}) {
-    Region region{.kind = kind, .members = {}, .offsets = {0}, .values = {}};
+    ParameterRegion region{.kind = kind, .members = {}, .offsets = {0}, .values = {}};
     for (const auto& parameter : parameters_) {
       if (region_of(parameter->spec) != kind || !has_value(*parameter)) continue;
       region.members.push_back(parameter.get());
@@ -231,17 +233,6 @@ void ParameterSet::make_regions(DeviceType device) {
   }
 }
 
-void ParameterSet::make_table(Parameter& parameter, Scheme scheme) {
-  if (!scheme_info(scheme).quantized()) {
-    parameter.table = packings_.take(activation_, parameter.spec.shape);
-    return;
-  }
-  QuantizedWeight& table = parameter.quantized_table;
-  table = {.scheme = scheme, .shape = parameter.spec.shape, .codes = {}, .scales = {}};
-  table.codes = packings_.take(scheme_info(scheme).weight, code_shape(scheme, table.shape));
-  table.scales = packings_.take(DType::kBF16, scale_shape(table.shape));
-}
-
 void ParameterSet::reserve_packing(const Context& context, PackedWeight& packed, Scheme scheme,
                                    const Shape& local, Orientation orientation) {
   const int64_t count = local.rank() == 3 ? local[0] : 1;
@@ -249,8 +240,14 @@ void ParameterSet::reserve_packing(const Context& context, PackedWeight& packed,
   int64_t inner = local[local.rank() - 1];
   if (orientation == Orientation::kBackward) std::swap(outputs, inner);
   const size_t bytes = packed_bytes(context, scheme, count, outputs, inner);
-  packed.scheme = scheme;
-  packed.bytes = packings_.take_bytes(bytes);
+  packed = {.scheme = scheme,
+            .orientation = orientation,
+            .device = context.device(),
+            .isa = context.isa(),
+            .experts = count,
+            .outputs = outputs,
+            .inner = inner,
+            .bytes = packings_.take_bytes(bytes)};
 }
 
 bool ParameterSet::has_value(const Parameter& parameter) const {
@@ -260,7 +257,7 @@ bool ParameterSet::has_value(const Parameter& parameter) const {
 bool ParameterSet::is_packed(const Parameter& parameter) const {
   switch (parameter.spec.role) {
     case ParameterRole::kEmbedding:
-      return shape_.tied_head;
+      return serving_ || shape_.tied_head;
     case ParameterRole::kGain:
     case ParameterRole::kState:
       return false;
@@ -284,7 +281,7 @@ Parameter& ParameterSet::get(std::string_view name) {
 
 size_t ParameterSet::bytes() const {
   size_t sum = 0;
-  for (const Region& region : regions_) sum += region.values.bytes();
+  for (const ParameterRegion& region : regions_) sum += region.values.bytes();
   sum += packings_.used();
   return sum;
 }
@@ -317,48 +314,55 @@ void ParameterSet::pack(Context& context) {
     if (!p->value) continue;
     if (p->table) cast(context, p->value, p->table);
     if (!is_packed(*p)) continue;
-    p->forward =
-        pack_weight(context, p->value, p->forward.scheme, Orientation::kForward, p->forward.bytes);
+    pack_weight(context, p->value, p->forward.scheme, Orientation::kForward, p->forward.bytes);
     if (training_) {
-      p->backward = pack_weight(context, p->value, p->backward.scheme, Orientation::kBackward,
-                                p->backward.bytes);
+      pack_weight(context, p->value, p->backward.scheme, Orientation::kBackward, p->backward.bytes);
     }
   }
 }
 
-void ParameterSet::load(Context& context, Parameter& p, AnyView value) {
-  const SchemeInfo& info =
-      scheme_info(p.quantized_table.codes ? p.quantized_table.scheme : p.forward.scheme);
-  if (!serving_ || !quantizable(p.spec.role) || info.quantized() ||
-      value.shape != local_shape(p.spec, experts_)) {
-    throw ShapeError("{}: plain values {} do not load into a tensor held as {}", p.spec.name,
-                     value.shape.str(), info.name);
+void ParameterSet::check_rows(const Parameter& p, int64_t first, const Shape& rows) const {
+  const Shape local = local_shape(p.spec, experts_);
+  const bool cut = first > 0 && local.rank() == 2 && first % kPackRows != 0;
+  if (serving_ && quantizable(p.spec.role) && !cut && first >= 0 && rows.rank() == local.rank() &&
+      first + rows[0] <= local[0] && local.with_rows(rows[0]) == rows) {
+    return;
   }
-  const ScratchScope scope(context.scratch());
-  const AnyView here = brought(context, value);
-  if (p.table) cast(context, here, p.table);
-  if (is_packed(p)) {
-    p.forward =
-        pack_weight(context, here, p.forward.scheme, Orientation::kForward, p.forward.bytes);
-  }
+  throw ShapeError("{}: {} from row {} on are no rows of {}", p.spec.name, rows.str(), first,
+                   local.str());
 }
 
-void ParameterSet::load(Context& context, Parameter& p, const QuantizedWeight& weight) {
-  const Scheme held = p.quantized_table.codes ? p.quantized_table.scheme : p.forward.scheme;
-  if (!serving_ || held != weight.scheme || weight.shape != local_shape(p.spec, experts_)) {
-    throw ShapeError("{}: {} codes of {} do not load into a tensor held as {}", p.spec.name,
-                     scheme_info(weight.scheme).name, weight.shape.str(), scheme_info(held).name);
+void* ParameterSet::packed_rows(const Context& context, const Parameter& p, int64_t first) const {
+  const PackedWeight& w = p.forward;
+  const bool experts = p.spec.shape.rank() == 3;
+  return static_cast<std::byte*>(w.bytes) +
+         packed_bytes(context, w.scheme, experts ? first : 1, experts ? w.outputs : first, w.inner);
+}
+
+void ParameterSet::load(Context& context, Parameter& p, int64_t first, AnyView value) {
+  check_rows(p, first, value.shape);
+  const SchemeInfo& info = scheme_info(p.forward.scheme);
+  if (info.quantized()) {
+    throw ShapeError("{}: plain values do not load into a tensor held as {}", p.spec.name,
+                     info.name);
+  }
+  const ScratchScope scope(context.scratch());
+  pack_weight(context, brought(context, value), p.forward.scheme, Orientation::kForward,
+              packed_rows(context, p, first));
+}
+
+void ParameterSet::load(Context& context, Parameter& p, int64_t first,
+                        const QuantizedWeight& weight) {
+  check_rows(p, first, weight.shape);
+  if (p.forward.scheme != weight.scheme) {
+    throw ShapeError("{}: {} codes do not load into a tensor held as {}", p.spec.name,
+                     scheme_info(weight.scheme).name, scheme_info(p.forward.scheme).name);
   }
   const ScratchScope scope(context.scratch());
   QuantizedWeight here = weight;
   here.codes = brought(context, weight.codes);
   here.scales = brought(context, weight.scales);
-  check_quantized("load", here, context.device());
-  if (const QuantizedWeight& table = p.quantized_table; table.codes) {
-    copy(context, here.codes, table.codes);
-    copy(context, here.scales, table.scales);
-  }
-  if (is_packed(p)) p.forward = pack_weight(context, here, p.forward.bytes);
+  pack_weight(context, here, packed_rows(context, p, first));
 }
 
 }  // namespace degu

@@ -31,7 +31,7 @@ struct ExpertRange {
 // Parameters whose values, gradients and optimizer state travel together.
 enum class RegionKind { kDense, kEmbedding, kHead, kExperts };
 
-struct Region {
+struct ParameterRegion {
   RegionKind kind;
   std::vector<Parameter*> members;
   std::vector<int64_t> offsets;  // of each member, in elements; the region's size last
@@ -69,7 +69,7 @@ class ParameterSet {
   const ExpertPlacement& placement() const { return placement_; }
   std::vector<std::unique_ptr<Parameter>>& all() { return parameters_; }
   const std::vector<std::unique_ptr<Parameter>>& all() const { return parameters_; }
-  std::vector<Region>& regions() { return regions_; }
+  std::vector<ParameterRegion>& regions() { return regions_; }
   Parameter* find(std::string_view name);  // null when the model has none of that name
   Parameter& get(std::string_view name);   // DataError instead of null
   Parameter& head() { return get(shape_.tied_head ? "embedding" : "head"); }
@@ -80,10 +80,11 @@ class ParameterSet {
   void initialise(Context& context, uint64_t seed);
   // Values → packings and tables.
   void pack(Context& context);
-  // This rank's part of a tensor → its packing and table, for serving; `parameter` holds no copy of
-  // what it is given. The scheme must be the one it was made for.
-  void load(Context& context, Parameter& parameter, AnyView value);
-  void load(Context& context, Parameter& parameter, const QuantizedWeight& weight);
+  // Rows of this rank's part of a tensor → its packing, for serving: experts from `first`
+  // on, or outputs of a matrix from a multiple of kPackRows on. `parameter` holds no copy of what
+  // it is given. The scheme must be the one it was made for.
+  void load(Context& context, Parameter& parameter, int64_t first, AnyView value);
+  void load(Context& context, Parameter& parameter, int64_t first, const QuantizedWeight& weight);
 
  private:
   bool is_packed(const Parameter& parameter) const;
@@ -93,7 +94,9 @@ class ParameterSet {
   // block, so that small tensors do not round up to a huge page each.
   void lay_out_packings(const Context& context, const SchemeOf& scheme_of);
   void make_packings(const Context& context, const SchemeOf& scheme_of);
-  void make_table(Parameter& parameter, Scheme scheme);
+  // ShapeError unless rows of that shape lie in this rank's part from `first` on and can be packed.
+  void check_rows(const Parameter& parameter, int64_t first, const Shape& rows) const;
+  void* packed_rows(const Context& context, const Parameter& parameter, int64_t first) const;
   void reserve_packing(const Context& context, PackedWeight& packed, Scheme scheme,
                        const Shape& local, Orientation orientation);
 
@@ -104,7 +107,7 @@ class ParameterSet {
   bool training_ = false;
   bool serving_ = false;  // no values where packings serve
   std::vector<std::unique_ptr<Parameter>> parameters_;
-  std::vector<Region> regions_;
+  std::vector<ParameterRegion> regions_;
   Arena packings_;  // tables and packings
 };
 

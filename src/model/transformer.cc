@@ -1,7 +1,10 @@
 #include "model/transformer.h"
 
+#include <algorithm>
+
 #include "kernels/api/embedding.h"
 #include "kernels/api/rmsnorm.h"
+#include "tensor/device.h"
 
 namespace degu {
 namespace {
@@ -34,6 +37,27 @@ MoeParameters moe_parameters(ParameterSet& all, const std::string& prefix) {
 
 }  // namespace
 
+std::vector<BalanceRecord> balance_records(Context& context, const Activations& saved,
+                                           int64_t groups) {
+  std::vector<BalanceRecord> records;
+  if (!saved.balance_loss_L2G) return records;
+  const OnHost losses(context, saved.balance_loss_L2G), loads(context, saved.balance_load_LE);
+  const View<const double> loss_L2G = losses.as<const double>();
+  const View<const int64_t> load_LE = loads.as<const int64_t>();
+  for (const BlockActivations& block : saved.blocks) {
+    if (!block.moe.balance) continue;
+    const auto layer = static_cast<int64_t>(records.size());
+    const double* aux = loss_L2G.row(layer);
+    const double* z = aux + loss_L2G.dim(2);
+    const int64_t* load = load_LE.row(layer);
+    records.push_back({.aux_G = {aux, aux + groups},
+                       .z_G = {z, z + groups},
+                       .load_E = {load, load + load_LE.dim(1)},
+                       .dropped = block.moe.dispatch.dropped});
+  }
+  return records;
+}
+
 Transformer::Transformer(ParameterSet& parameters, Communicator* expert_group, bool unit_slots)
     : shape_(parameters.shape()), parameters_(parameters) {
   for (int layer = 0; layer < shape_.layers; ++layer) {
@@ -53,6 +77,11 @@ Transformer::Transformer(ParameterSet& parameters, Communicator* expert_group, b
   }
 }
 
+int64_t Transformer::moe_layers() const {
+  return std::count_if(blocks_.begin(), blocks_.end(),
+                       [](const Block& block) { return block.moe != nullptr; });
+}
+
 float Transformer::logit_multiplier() const {
   if (shape_.mup_base_width == 0) return 1.0f;
   return static_cast<float>(shape_.mup_base_width) / static_cast<float>(shape_.width);
@@ -68,23 +97,45 @@ Activations Transformer::take(Arena& arena, int64_t tokens, int64_t balance_grou
   for (size_t l = 0; l < blocks_.size(); ++l) {
     saved.x_LTD.push_back(keep == Keep::kNothing ? saved.x_LTD.front() : arena.take(type, stream));
   }
-  take_blocks(arena, type, tokens, balance_groups, saved);
+  take_blocks(arena, type, tokens, saved);
+  take_balance(arena, balance_groups, saved);
   saved.inv_T = arena.take(DType::kF32, {tokens});
   saved.h_TD = arena.take(type, stream);
   return saved;
 }
 
-void Transformer::take_blocks(Arena& arena, DType type, int64_t tokens, int64_t balance_groups,
-                              Activations& saved) const {
+void Transformer::take_balance(Arena& arena, int64_t groups, Activations& saved) const {
+  const int64_t layers = moe_layers();
+  if (groups == 0 || layers == 0) return;
+  const int64_t experts = shape_.moe.experts;
+  saved.balance_loss_L2G = arena.take(DType::kF64, {layers, 2, groups});
+  saved.balance_load_LE = arena.take(DType::kI64, {layers, experts});
+  const AnyView losses = saved.balance_loss_L2G.reshaped({2 * layers, groups});
+  int64_t layer = 0;
+  for (size_t l = 0; l < blocks_.size(); ++l) {
+    if (!blocks_[l].moe) continue;
+    saved.blocks[l].moe.balance = {
+        .aux_G = losses.rows(2 * layer, 1).reshaped({groups}),
+        .z_G = losses.rows(2 * layer + 1, 1).reshaped({groups}),
+        .load_E = saved.balance_load_LE.rows(layer, 1).reshaped({experts}),
+        .dscore_GE = arena.take(DType::kF32, {groups, experts})};
+    ++layer;
+  }
+}
+
+void Transformer::take_blocks(Arena& arena, DType type, int64_t tokens, Activations& saved) const {
   const bool share_blocks = shares_blocks(saved.keep);
-  std::vector<AnyView> routes;  // read after the pass, so not in the memory that blocks share
+  const Shape routes{tokens, shape_.moe.top_k};
+  if (share_blocks && moe_layers() > 0) {
+    // Read after the pass, so not in the memory that blocks share.
+    saved.expert_LTK = arena.take(DType::kI32, {moe_layers(), routes[0], routes[1]});
+  }
   std::optional<ExpertActivations> experts;  // shared by the layers when they alone are
+  int64_t moe_layer = 0;
   for (const Block& block : blocks_) {
     if (block.moe && saved.keep == Keep::kAllButExperts && !experts) {
       experts = block.moe->take_experts(arena, type, tokens);
     }
-    routes.push_back(share_blocks && block.moe ? arena.take(DType::kI32, {tokens, shape_.moe.top_k})
-                                               : AnyView{});
   }
   const size_t start = arena.mark();
   size_t end = start;
@@ -97,8 +148,11 @@ void Transformer::take_blocks(Arena& arena, DType type, int64_t tokens, int64_t 
     a.inv_T = arena.take(DType::kF32, {tokens});
     a.h_TD = arena.take(type, {tokens, shape_.width});
     if (block.moe) {
-      a.moe = block.moe->take(arena, type, tokens, balance_groups, experts ? &*experts : nullptr);
-      if (share_blocks) a.moe.router.expert_TK = routes[l];
+      a.moe = block.moe->take(arena, type, tokens, experts ? &*experts : nullptr);
+      if (share_blocks) {
+        a.moe.router.expert_TK = saved.expert_LTK.rows(moe_layer, 1).reshaped(routes);
+      }
+      ++moe_layer;
     }
     if (block.dense) a.dense = FeedForwardActivations::take(arena, type, tokens, shape_.ffn_width);
     end = std::max(end, arena.mark());

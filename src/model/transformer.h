@@ -29,15 +29,23 @@ struct BlockActivations {
 };
 
 // Everything one pass over at most `tokens` tokens leaves behind. What is not kept lies in memory
-// that all blocks share; of each block the chosen experts (moe.router.expert_TK) always outlast the
-// next.
+// that all blocks share; of each block the chosen experts (moe.router.expert_TK) and what their
+// router measured (moe.balance) always outlast the next.
 struct Activations {
   Keep keep = Keep::kAll;
   std::vector<AnyView> x_LTD;  // the residual stream before each block, and after the last
   std::vector<BlockActivations> blocks;
-  AnyView inv_T;  // of the last norm
-  AnyView h_TD;   // what the head reads
+  AnyView expert_LTK;  // where blocks share memory: moe.router.expert_TK of those with experts
+  AnyView balance_loss_L2G;  // of the blocks with experts: moe.balance.aux_G, z_G
+  AnyView balance_load_LE;   // and load_E
+  AnyView inv_T;             // of the last norm
+  AnyView h_TD;              // what the head reads
 };
+
+// What the routers measured in a pass of `groups` balance groups, of each block with experts in
+// turn. On an accelerator the host waits.
+std::vector<BalanceRecord> balance_records(Context& context, const Activations& saved,
+                                           int64_t groups);
 
 class Transformer {
  public:
@@ -49,6 +57,8 @@ class Transformer {
   // muP's factor on the logits.
   float logit_multiplier() const;
 
+  // For passes of at most so many tokens and balance groups; 0 groups: nothing is measured of the
+  // balance, and its losses have no gradient.
   Activations take(Arena& arena, int64_t tokens, int64_t balance_groups, Keep keep) const;
 
   // Leaves h_TD in `saved`. Collective over the expert group. Without `groups.units` being more
@@ -66,8 +76,9 @@ class Transformer {
                 const BalanceWeights& weights, Activations& saved, AnyView dh_TD) const;
 
  private:
-  void take_blocks(Arena& arena, DType type, int64_t tokens, int64_t balance_groups,
-                   Activations& saved) const;
+  int64_t moe_layers() const;
+  void take_blocks(Arena& arena, DType type, int64_t tokens, Activations& saved) const;
+  void take_balance(Arena& arena, int64_t groups, Activations& saved) const;
 
   struct Block {
     AttentionLayer attention;

@@ -25,22 +25,35 @@ struct BalanceWeights {
   double z_per_token = 0;    // z_loss / tokens in the step
 };
 
-// What one layer measured over one forward pass. Sums are kept per balance group, in double
-// precision, so that the step's totals can be added in group order on every layout.
+// What a layer's router measured in a pass, on the context's device: the host reads it after the
+// pass (model/transformer.h). Sums are kept per balance group, in double precision, so that the
+// step's totals can be added in group order on every layout. Null views: not measured.
+struct BalanceActivations {
+  AnyView aux_G;      // fp64: E * sum_e f_ge * P_ge
+  AnyView z_G;        // fp64: sum over the group's tokens of lse^2
+  AnyView load_E;     // int64: routed slots per expert
+  AnyView dscore_GE;  // fp32: gradient of the weighted auxiliary loss by the scores' group sums
+
+  explicit operator bool() const { return static_cast<bool>(aux_G); }
+  // Of a pass with so many groups.
+  BalanceActivations groups(int64_t count) const;
+};
+
+// The same on the host.
 struct BalanceRecord {
-  std::vector<double> aux_G;    // E * sum_e f_ge * P_ge
-  std::vector<double> z_G;      // sum over the group's tokens of lse^2
-  std::vector<int64_t> load_E;  // routed slots per expert
+  std::vector<double> aux_G;
+  std::vector<double> z_G;
+  std::vector<int64_t> load_E;
   int64_t dropped = 0;
 };
 
-// Fills the record from the routing of one pass and, when `dscore_GE` is not null, the gradient of
-// the weighted auxiliary loss with respect to the scores' group sums.
+// Fills `out` from the routing of one pass.
 void measure_balance(Context& context, const RouterActivations& routed, Score score,
                      std::span<const int64_t> group_offsets, const BalanceWeights& weights,
-                     AnyView dscore_GE, BalanceRecord& record);
+                     const BalanceActivations& out);
 
-// One step of bias balancing. load_E: counts of the whole step, over all ranks.
-void update_bias(std::span<const int64_t> load_E, double rate, View<float> bias_E);
+// What one step of bias balancing adds to each expert's bias. load_E: counts of the whole step,
+// over all ranks.
+std::vector<float> bias_steps(std::span<const int64_t> load_E, double rate);
 
 }  // namespace degu

@@ -1,6 +1,7 @@
 #include "moe/dispatch.h"
 
 #include <algorithm>
+#include <array>
 #include <numeric>
 
 #include "base/timer.h"
@@ -48,7 +49,7 @@ DispatchState Dispatch::take(Arena& arena, int64_t tokens) const {
   DispatchState state;
   state.row_TK = arena.take(DType::kI32, {tokens, top_k_});
   state.token_R = arena.take(DType::kI32, {tokens * top_k_});
-  state.offsets_E.resize(at(experts_ + 1));
+  state.offsets_E = arena.take(DType::kI64, {experts_ + 1});
   if (ranks_ > 1) {
     state.order_R = arena.take(DType::kI32, {most_rows(tokens)});
     state.place_R = arena.take(DType::kI32, {most_rows(tokens)});
@@ -71,41 +72,58 @@ AnyView Dispatch::slots_of(Context& context, AnyView expert_TK) const {
   return slot_TK;
 }
 
-// counts_EU[e, u]: rows of expert e that come from tokens of unit u. Rows of one expert are in
-// token order.
-void Dispatch::count_units(Context& context, const UnitSegments& units, const DispatchState& state,
-                           std::vector<int64_t>& counts_EU) const {
-  counts_EU.assign(at(experts_ * state.units), 0);
-  if (state.units == 1) {
-    std::adjacent_difference(state.offsets_E.begin() + 1, state.offsets_E.end(), counts_EU.begin());
-    return;
+AnyView Dispatch::offsets_by_unit(Context& context, const UnitSegments& units,
+                                  const DispatchState& state) const {
+  const AnyView offsets_EU = context.scratch().take(DType::kI64, {experts_ * state.units + 1});
+  const std::array<int64_t, 2> whole = {units.offsets.front(), units.offsets.back()};
+  unit_offsets(context, state.offsets_E, state.token_R,
+               unit_slots_ ? units.offsets : std::span<const int64_t>(whole), offsets_EU);
+  return offsets_EU;
+}
+
+UnitSegments Dispatch::segments(Context& context, const UnitSegments& units,
+                                const DispatchState& state) const {
+  UnitSegments out{.offsets = state.unit_offsets,
+                   .groups = experts_here(),
+                   .slots = slots(),
+                   .units = state.units};
+  if (state.resident) {
+    out.device_offsets = static_cast<const int64_t*>(offsets_by_unit(context, units, state).data);
   }
-  const OnHost tokens(context, state.token_R.rows(0, state.sent_rows));
-  const View<const int32_t> token = tokens.as<int32_t>();
-  for (int64_t e = 0; e < experts_; ++e) {
-    int64_t u = 0;
-    for (int64_t r = state.offsets_E[at(e)]; r < state.offsets_E[at(e + 1)]; ++r) {
-      while (u + 1 < state.units && token[r] >= units.end(0, 0, u)) ++u;
-      ++counts_EU[at(e * state.units + u)];
-    }
-  }
+  return out;
+}
+
+// Every row is sent and kept; where an expert's rows lie only the device knows.
+void Dispatch::plan_resident(int64_t rows, DispatchState& state) const {
+  state.dropped = 0;
+  state.sent_rows = state.rows = state.send_rows[0] = state.recv_rows[0] = rows;
+  state.expert_offsets.assign(at(experts_ + 1), rows);
+  state.expert_offsets[0] = 0;
+  state.unit_offsets.assign(at(experts_ * state.units + 1), rows);
+  state.unit_offsets[0] = 0;
 }
 
 void Dispatch::plan(Context& context, AnyView expert_TK, int64_t capacity,
                     std::span<const int64_t> capacity_offsets, const UnitSegments& units,
                     DispatchState& state) const {
-  {
-    const ScratchScope scope(context.scratch());
-    state.dropped =
-        route_plan(context, slots_of(context, expert_TK), experts_, capacity, capacity_offsets,
-                   state.offsets_E, state.row_TK.rows(0, expert_TK.dim(0)), state.token_R);
-  }
-  state.sent_rows = state.offsets_E.back();
+  const ScratchScope scope(context.scratch());
+  const AnyView dropped = context.scratch().take(DType::kI64, {1});
+  route_plan(context, slots_of(context, expert_TK), experts_, capacity, capacity_offsets,
+             state.offsets_E, state.row_TK.rows(0, expert_TK.dim(0)), state.token_R, dropped);
   state.units = unit_slots_ ? units.units : 1;
-  state.slots = slots();
+  state.resident = context.device() != DeviceType::kCpu && ranks_ == 1 && capacity == 0;
+  if (state.resident) return plan_resident(expert_TK.elements(), state);
 
-  std::vector<int64_t> sent_EU;
-  count_units(context, units, state, sent_EU);
+  std::vector<int64_t> sent_EU(at(experts_ * state.units));
+  {
+    const OnHost offsets(context, offsets_by_unit(context, units, state));
+    const View<const int64_t> begin = offsets.as<const int64_t>();
+    for (size_t i = 0; i < sent_EU.size(); ++i) {
+      sent_EU[i] = begin[static_cast<int64_t>(i) + 1] - begin[static_cast<int64_t>(i)];
+    }
+    state.sent_rows = begin[static_cast<int64_t>(sent_EU.size())];
+  }
+  state.dropped = expert_TK.elements() - state.sent_rows;
   const int64_t per_rank = experts_here() * state.units;
   std::vector<int64_t> counts_PeU(sent_EU.size());
   if (ranks_ == 1) {

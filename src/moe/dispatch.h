@@ -19,9 +19,12 @@ namespace degu {
 
 struct DispatchState {
   // token side
-  AnyView row_TK;   // int32: row of each slot, -1 dropped
-  AnyView token_R;  // int32: token of each row
-  std::vector<int64_t> offsets_E;
+  AnyView row_TK;     // int32: row of each slot, -1 dropped
+  AnyView token_R;    // int32: token of each row
+  AnyView offsets_E;  // int64: first row of each expert
+  // The host was not told how many rows an expert has: of an accelerator with all experts, from
+  // which nothing is dropped. Then expert_offsets and unit_offsets are upper bounds.
+  bool resident = false;
   int64_t sent_rows = 0;
   int64_t dropped = 0;
   // expert side
@@ -31,16 +34,13 @@ struct DispatchState {
   std::vector<int64_t> expert_offsets;        // [experts here + 1]
   std::vector<int64_t> unit_offsets;          // UnitSegments of the experts here
   int64_t rows = 0;                           // on this rank's experts
-  int64_t slots = 1, units = 1;
+  int64_t units = 1;                          // per slot
   // In which rows travelled between ranks since `plan` began, the wait for slower ranks included.
   mutable double exchange_seconds = 0;
 
-  RowGroups groups() const { return {expert_offsets}; }
-  UnitSegments segments() const {
-    return {.offsets = unit_offsets,
-            .groups = static_cast<int64_t>(expert_offsets.size()) - 1,
-            .slots = slots,
-            .units = units};
+  RowGroups groups() const {
+    return {.offsets = expert_offsets,
+            .device_offsets = resident ? static_cast<const int64_t*>(offsets_E.data) : nullptr};
   }
 };
 
@@ -61,10 +61,16 @@ class Dispatch {
   DispatchState take(Arena& arena, int64_t tokens) const;
 
   // Decides where every row goes and tells the other ranks how many to expect. `units` are this
-  // rank's token rows (one group, one slot). capacity 0: dropless.
+  // rank's token rows (one group, one slot). capacity 0: dropless. On an accelerator the host waits
+  // for the counts once, and not at all when all experts are here and nothing is dropped.
   void plan(Context& context, AnyView expert_TK, int64_t capacity,
             std::span<const int64_t> capacity_offsets, const UnitSegments& units,
             DispatchState& state) const;
+
+  // The rows of each expert by slot and unit, for gradients. What is in scratch memory lives as
+  // long as the caller's ScratchScope.
+  UnitSegments segments(Context& context, const UnitSegments& units,
+                        const DispatchState& state) const;
 
   // Token-side rows to expert-side rows, and back. With one rank both are the same rows: the caller
   // passes the same memory twice and nothing happens.
@@ -76,8 +82,10 @@ class Dispatch {
  private:
   // The slots of a token's experts, in scratch memory; expert_TK itself without a placement.
   AnyView slots_of(Context& context, AnyView expert_TK) const;
-  void count_units(Context& context, const UnitSegments& units, const DispatchState& state,
-                   std::vector<int64_t>& counts_EU) const;
+  // Where the sent rows of each expert that come from each unit begin, in scratch memory.
+  AnyView offsets_by_unit(Context& context, const UnitSegments& units,
+                          const DispatchState& state) const;
+  void plan_resident(int64_t rows, DispatchState& state) const;
   void order_received(Context& context, const std::vector<int64_t>& counts_PeU,
                       DispatchState& state) const;
 

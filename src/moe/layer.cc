@@ -34,14 +34,13 @@ ExpertActivations MoeLayer::take_experts(Arena& arena, DType type, int64_t token
           .y_RD = arena.take(type, {tokens * moe.top_k, shape_.width})};
 }
 
-MoeActivations MoeLayer::take(Arena& arena, DType type, int64_t tokens, int64_t groups,
+MoeActivations MoeLayer::take(Arena& arena, DType type, int64_t tokens,
                               const ExpertActivations* experts) const {
   const MoeShape& moe = shape_.moe;
   MoeActivations a;
   a.router = RouterActivations::take(arena, moe, tokens);
   a.dispatch = dispatch_.take(arena, tokens);
   a.experts = experts != nullptr ? *experts : take_experts(arena, type, tokens);
-  a.dscore_GE = arena.take(DType::kF32, {groups, moe.experts});
   if (shared_) {
     a.shared = FeedForwardActivations::take(arena, type, tokens,
                                             int64_t{moe.shared_experts} * moe.expert_width);
@@ -97,14 +96,12 @@ void MoeLayer::forward(Context& context, AnyView h_TD, AnyView add_TD, const Bat
 
   router_->route(context, h_TD, batch.tokens_T, routed);
   if (saved.replay_TK) router_->replay(context, saved.replay_TK.rows(0, tokens), routed);
-  const auto balance_groups = static_cast<int64_t>(groups.balance_offsets.size()) - 1;
-  measure_balance(context, routed, score_of(shape_.moe.router), groups.balance_offsets, weights,
-                  saved.dscore_GE.rows(0, balance_groups), saved.balance);
-
+  if (saved.balance) {
+    measure_balance(context, routed, score_of(shape_.moe.router), groups.balance_offsets, weights,
+                    saved.balance.groups(groups.balance_groups()));
+  }
   dispatch_.plan(context, routed.expert_TK, capacity(groups), groups.capacity_offsets, groups.units,
                  state);
-  saved.balance.dropped = state.dropped;
-
   run_experts(context, h_TD, saved);
   if (shared_) {
     shared_->forward(context, h_TD, add_TD, saved.shared.rows(tokens), y_TD);
@@ -144,7 +141,7 @@ void MoeLayer::backward(Context& context, AnyView dy_TD, AnyView h_TD, const Tok
   const AnyView row_TK = state.row_TK.rows(0, tokens);
   const RouterActivations routed = saved.router.rows(tokens);
   const RowGroups rows = state.groups();
-  const UnitSegments segments = state.segments();
+  const UnitSegments segments = dispatch_.segments(context, groups.units, state);
 
   const AnyView dgate_TK = scratch.take(DType::kF32, routed.gate_TK.shape);
   const AnyView dsent = scratch.take(type, a.y_RD.shape);
@@ -163,9 +160,9 @@ void MoeLayer::backward(Context& context, AnyView dy_TD, AnyView h_TD, const Tok
   dispatch_.to_tokens(context, dexpert, state, dsent);
   combine(context, dsent, row_TK, AnyView{}, AnyView{}, dh_TD);
 
-  const auto balance_groups = static_cast<int64_t>(groups.balance_offsets.size()) - 1;
+  const bool balanced = saved.balance && weights.aux_per_group > 0;
   const BalanceGradient balance{
-      .dscore_GE = weights.aux_per_group > 0 ? saved.dscore_GE.rows(0, balance_groups) : AnyView{},
+      .dscore_GE = balanced ? saved.balance.groups(groups.balance_groups()).dscore_GE : AnyView{},
       .group_offsets = groups.balance_offsets,
       .dz = static_cast<float>(weights.z_per_token)};
   router_->backward(context, h_TD, routed, dgate_TK, balance, groups.units, dh_TD);

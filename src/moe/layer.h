@@ -34,9 +34,8 @@ struct MoeActivations {
   AnyView replay_TK;
   DispatchState dispatch;
   ExpertActivations experts;
-  AnyView dscore_GE;  // gradient of the auxiliary loss, made in the forward pass
   FeedForwardActivations shared;
-  BalanceRecord balance;
+  BalanceActivations balance;
 };
 
 class MoeLayer {
@@ -46,9 +45,9 @@ class MoeLayer {
   MoeLayer(const ModelShape& shape, const MoeParameters& parameters, Communicator* expert_group,
            bool unit_slots, std::span<const int32_t> slot_E = {});
 
-  // `tokens`: the most in one pass. `groups`: the most balance groups in one pass.
-  // `experts`: memory that layers share; without it the layer has its own.
-  MoeActivations take(Arena& arena, DType type, int64_t tokens, int64_t groups,
+  // `tokens`: the most in one pass. `experts`: memory that layers share; without it the layer has
+  // its own. What the router measures has its place set by the caller, who reads it.
+  MoeActivations take(Arena& arena, DType type, int64_t tokens,
                       const ExpertActivations* experts = nullptr) const;
   ExpertActivations take_experts(Arena& arena, DType type, int64_t tokens) const;
   const Router& router() const { return *router_; }

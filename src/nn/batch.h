@@ -27,6 +27,8 @@ struct TokenGroups {
   UnitSegments units;                         // partial sums of gradients, slots = 1
   std::span<const int64_t> balance_offsets;   // [groups + 1]: the auxiliary loss counts over these
   std::span<const int64_t> capacity_offsets;  // [groups + 1]: capacity counts over these
+
+  int64_t balance_groups() const { return static_cast<int64_t>(balance_offsets.size()) - 1; }
 };
 
 }  // namespace degu

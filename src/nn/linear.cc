@@ -80,10 +80,10 @@ void expert_linear_backward(Context& context, AnyView dy_RF, AnyView x_RD, const
 
 void embed(Context& context, const Parameter& parameter, std::span<const int32_t> tokens_T,
            AnyView y_TD) {
-  if (parameter.quantized_table.codes) {
-    dequantize_rows(context, parameter.quantized_table, tokens_T, y_TD);
-  } else {
+  if (parameter.table) {
     embedding(context, parameter.table, tokens_T, y_TD);
+  } else {
+    unpack_rows(context, parameter.forward, tokens_T, y_TD);
   }
 }
 

@@ -34,11 +34,10 @@ struct ParameterSpec {
 struct Parameter {
   ParameterSpec spec;
   AnyView value;          // fp32, this rank's part (its experts; all of it otherwise); or null
-  PackedWeight forward;   // matrices only
+  PackedWeight forward;   // matrices, and when serving the embedding
   PackedWeight backward;  // matrices only
-  AnyView table;          // embedding only: [V, D] in the activation type, or
-  QuantizedWeight quantized_table;  // its codes
-  AnyView gradient;                 // fp32, [slots, …]: where the present pass writes
+  AnyView table;          // training's embedding only: [V, D] in the activation type
+  AnyView gradient;       // fp32, [slots, …]: where the present pass writes
   Write write = Write::kOverwrite;
 };
 

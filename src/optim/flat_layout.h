@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
 namespace degu {
@@ -21,6 +22,7 @@ struct FlatMember {
   double rate_multiplier = 1;
   bool decay = false;
   bool trained = true;  // false: state without a gradient
+  std::string name;     // of the tensor
 };
 
 struct FlatRange {

@@ -11,20 +11,20 @@ AnyView part(AnyView flat, FlatRange range, int64_t origin) {
 
 }  // namespace
 
-ShardedAdamW::ShardedAdamW(FlatLayout layout, int rank, DeviceType device)
+ShardedAdamW::ShardedAdamW(FlatLayout layout, int rank, DeviceType device, DType moments,
+                           uint64_t seed)
     : layout_(std::move(layout)),
       rank_(rank),
-      m_(DType::kF32, {range().elements()}, device),
-      v_(DType::kF32, {range().elements()}, device) {}
+      seed_(seed),
+      m_(moments, {range().elements()}, device),
+      v_(moments, {range().elements()}, device) {}
 
-void ShardedAdamW::square_sums(Context& context, AnyView grad_shard,
-                               std::span<double> all_blocks) const {
+void ShardedAdamW::square_sums(Context& context, AnyView grad_shard, AnyView all_blocks) const {
   for (const FlatLayout::Run& run : layout_.piece_runs(rank_)) {
     if (!run.member->trained) continue;
     const int64_t blocks = (run.range.elements() + kNormBlock - 1) / kNormBlock;
-    block_square_sums(
-        context, part(grad_shard, run.range, range().begin),
-        all_blocks.subspan(static_cast<size_t>(run.first_block), static_cast<size_t>(blocks)));
+    block_square_sums(context, part(grad_shard, run.range, range().begin),
+                      all_blocks.rows(run.first_block, blocks));
   }
 }
 
@@ -35,6 +35,10 @@ void ShardedAdamW::step(Context& context, const AdamWStep& hyper, AnyView values
     AdamWStep own = hyper;
     own.learning_rate *= run.member->rate_multiplier;
     if (!run.member->decay) own.weight_decay = 0;
+    own.seed = seed_;
+    own.tensor = run.member->name;
+    own.first_element =
+        run.member->first_piece * run.member->piece_elements + run.range.begin - run.member_offset;
     const int64_t origin = range().begin;
     adamw(context, own, part(values, run.range, 0), part(m_, run.range, origin),
           part(v_, run.range, origin), part(grad_shard, run.range, origin), AnyView{});

@@ -134,7 +134,7 @@ Memory count_memory(const ModelShape& shape, const MemoryOptions& options) {
   m.master = 4 * (matrices + local_experts) + router;
   // Each parameter's moments live on one rank: all ranks share the dense part, and of each expert
   // the ranks / expert_parallel that hold it.
-  m.moments = 8 * (matrices + fp32 + experts) / options.ranks;
+  m.moments = 2 * options.bytes_per_moment * (matrices + fp32 + experts) / options.ranks;
   m.router_bias =
       options.bias_balancing ? 4.0 * static_cast<double>(moe_layers(s)) * s.moe.experts : 0;
   m.activations_per_token = activation_bytes_per_token(s, options.bytes_per_value);

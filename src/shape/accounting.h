@@ -87,7 +87,8 @@ std::vector<std::pair<std::string_view, int64_t>> flops_by_operator(const Flops&
 double training_flops(const ModelShape& shape, int64_t sequence, double tokens);
 
 struct MemoryOptions {
-  int bytes_per_value = 2;  // of packed weights and activations: 2 bf16, 4 fp32
+  int bytes_per_value = 2;   // of packed weights and activations: 2 bf16, 4 fp32
+  int bytes_per_moment = 4;  // 4 fp32, 2 bf16 (train.optimizer.moments)
   bool bias_balancing = false;
   int ranks = 1;            // data-parallel; the optimizer's moments are sharded over them
   int expert_parallel = 1;  // ranks that share each layer's experts; divides `ranks` and E
@@ -101,7 +102,7 @@ struct Memory {
   double backward_weights = 0;  // training: the matrices as dX reads them
   double gradients = 0;         // fp32, one sum; reproducible runs park one more per tree level
   double master = 0;            // fp32 of whatever is packed; whole on each rank
-  double moments = 0;           // two in fp32, sharded
+  double moments = 0;           // AdamW's two, sharded
   double router_bias = 0;       // fp32 [E] per MoE block with bias balancing
   double activations_per_token = 0;  // kept for the backward pass
   double kv_cache_per_token = 0;     // 2 L G A values

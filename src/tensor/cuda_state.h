@@ -23,6 +23,8 @@ class CudaState final : public DeviceState {
   void download(void* to, const void* from, size_t bytes) override;
   void synchronize() override;
   std::string description() const override;
+  void begin_range(const char* name) override;
+  void end_range() override;
 
   CUstream_st* stream() const { return stream_; }
   int multiprocessors() const { return multiprocessors_; }
@@ -38,6 +40,7 @@ class CudaState final : public DeviceState {
   int multiprocessors_ = 0;
   std::string name_;
   size_t memory_ = 0;
+  int numa_node_ = -1;  // -1: the system does not say
   std::unique_ptr<Staging> staging_;
 };
 

@@ -27,7 +27,11 @@ class DeviceState {
   virtual void download(void* to, const void* from, size_t bytes) = 0;
   // Waits for the stream (counted); DeviceError when a kernel failed.
   virtual void synchronize() = 0;
-  virtual std::string description() const = 0;  // "NVIDIA H200, 132 multiprocessors, …"
+  // "GPU 0: NVIDIA H200, 132 multiprocessors, 139 GiB, NUMA node 0"
+  virtual std::string description() const = 0;
+  // Between the two, what the host asks of the device shows under `name` in a profiler (NVTX).
+  virtual void begin_range(const char* name) = 0;
+  virtual void end_range() = 0;
 
   // How often the host waited for the device since the context was made.
   int64_t host_syncs() const { return host_syncs_; }
@@ -50,6 +54,11 @@ std::unique_ptr<DeviceState> open_device(DeviceType device, int ordinal);
 // Zeroed memory of the accelerator that the process opened last; not for use inside a step.
 void* allocate_device(DeviceType device, size_t bytes);
 void free_device(DeviceType device, void* memory) noexcept;
+// Bytes that allocate_device has given out and not had back, in this process: now, and at most.
+size_t device_memory_used();
+size_t device_memory_peak();
+// Bytes that the accelerator could still give.
+size_t device_memory_free(DeviceType device);
 
 // to = from: one type and element count, each on the host or on the context's device. Stream order
 // when the host only gives (what it gives is staged) or takes no part; when it receives, the host

@@ -1,9 +1,14 @@
 // The CUDA runtime behind tensor/device.h: one stream per context, pinned staging, device memory.
 #include <cuda_runtime_api.h>
+#include <nvtx3/nvToolsExt.h>
 
 #include <algorithm>
 #include <array>
+#include <cctype>
 #include <cstring>
+#include <fstream>
+#include <map>
+#include <mutex>
 
 #include "tensor/cuda_state.h"
 
@@ -24,6 +29,31 @@ void check(cudaError_t status, const char* what) {
 
 void require_cuda(DeviceType device) {
   if (device != DeviceType::kCuda) throw DeviceError("the host is no accelerator");
+}
+
+// Of the memory that is nearest to a GPU; -1 where the system does not say.
+int numa_node_of(int ordinal) {
+  std::array<char, 32> bus{};  // "0000:1B:00.0"; the system's folders are in lower case
+  if (cudaDeviceGetPCIBusId(bus.data(), static_cast<int>(bus.size()), ordinal) != cudaSuccess) {
+    return -1;
+  }
+  std::string name(bus.data());
+  for (char& c : name) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  int node = -1;
+  std::ifstream file("/sys/bus/pci/devices/" + name + "/numa_node");
+  return file >> node ? node : -1;
+}
+
+// What allocate_device gave out and free_device has not had back.
+struct Given {
+  std::mutex mutex;
+  std::map<const void*, size_t> bytes;
+  size_t now = 0, peak = 0;
+};
+
+Given& given_out() {
+  static Given given;
+  return given;
 }
 
 }  // namespace
@@ -62,6 +92,7 @@ CudaState::CudaState(int ordinal) : ordinal_(ordinal) {
   multiprocessors_ = properties.multiProcessorCount;
   name_ = properties.name;
   memory_ = properties.totalGlobalMem;
+  numa_node_ = numa_node_of(ordinal);
   staging_ = std::make_unique<Staging>();
   check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream");
 }
@@ -118,8 +149,17 @@ void CudaState::synchronize() {
 }
 
 std::string CudaState::description() const {
-  return fmt::format("GPU {}: {}, {} multiprocessors, {} GiB", ordinal_, name_, multiprocessors_,
-                     memory_ >> 30);
+  return fmt::format("GPU {}: {}, {} multiprocessors, {} GiB{}", ordinal_, name_, multiprocessors_,
+                     memory_ >> 30,
+                     numa_node_ < 0 ? "" : fmt::format(", NUMA node {}", numa_node_));
+}
+
+void CudaState::begin_range(const char* name) {
+  nvtxRangePushA(name);
+}
+
+void CudaState::end_range() {
+  nvtxRangePop();
 }
 
 void CudaState::check_launch(const char* op) {
@@ -159,11 +199,39 @@ void* allocate_device(DeviceType device, size_t bytes) {
   check(cudaMemset(memory, 0, bytes), "zeroing device memory");
   // The memset is on the default stream, which ours do not wait for.
   check(cudaDeviceSynchronize(), "zeroing device memory");
+  Given& given = given_out();
+  const std::scoped_lock lock(given.mutex);
+  given.bytes[memory] = bytes;
+  given.now += bytes;
+  given.peak = std::max(given.peak, given.now);
   return memory;
 }
 
 void free_device(DeviceType, void* memory) noexcept {
   cudaFree(memory);
+  Given& given = given_out();
+  const std::scoped_lock lock(given.mutex);
+  if (const auto found = given.bytes.find(memory); found != given.bytes.end()) {
+    given.now -= found->second;
+    given.bytes.erase(found);
+  }
+}
+
+size_t device_memory_used() {
+  const std::scoped_lock lock(given_out().mutex);
+  return given_out().now;
+}
+
+size_t device_memory_peak() {
+  const std::scoped_lock lock(given_out().mutex);
+  return given_out().peak;
+}
+
+size_t device_memory_free(DeviceType device) {
+  require_cuda(device);
+  size_t free = 0, all = 0;
+  check(cudaMemGetInfo(&free, &all), "asking for free device memory");
+  return free;
 }
 
 }  // namespace degu

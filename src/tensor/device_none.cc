@@ -27,4 +27,16 @@ void* allocate_device(DeviceType, size_t) {
 
 void free_device(DeviceType, void*) noexcept {}
 
+size_t device_memory_used() {
+  return 0;
+}
+
+size_t device_memory_peak() {
+  return 0;
+}
+
+size_t device_memory_free(DeviceType) {
+  refuse();
+}
+
 }  // namespace degu

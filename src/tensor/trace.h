@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "tensor/context.h"
+#include "tensor/device.h"
 
 namespace degu {
 
@@ -34,18 +35,26 @@ class Trace {
   size_t left_out_ = 0;
 };
 
-// Records the enclosing scope when the context is traced; else one comparison.
+// The enclosing scope: recorded when the context is traced, named to profilers on an accelerator;
+// else two comparisons.
 class TraceScope {
  public:
   TraceScope(Context& context, const char* name)
-      : trace_(context.trace()), name_(name), begin_us_(trace_ != nullptr ? trace_->now_us() : 0) {}
+      : device_(context.device_state()),
+        trace_(context.trace()),
+        name_(name),
+        begin_us_(trace_ != nullptr ? trace_->now_us() : 0) {
+    if (device_ != nullptr) device_->begin_range(name);
+  }
   ~TraceScope() {
+    if (device_ != nullptr) device_->end_range();
     if (trace_ != nullptr) trace_->record(name_, begin_us_, trace_->now_us());
   }
   TraceScope(const TraceScope&) = delete;
   TraceScope& operator=(const TraceScope&) = delete;
 
  private:
+  DeviceState* device_;
   Trace* trace_;
   const char* name_;
   double begin_us_;

@@ -13,22 +13,12 @@ std::string Shape::str() const {
 
 AnyView AnyView::rows(int64_t begin, int64_t count) const {
   DEGU_DCHECK(shape.rank() >= 1 && begin >= 0 && begin + count <= shape[0]);
-  const int64_t row = shape[0] == 0 ? 0 : shape.elements() / shape[0];
   AnyView part = *this;
-  part.data = static_cast<std::byte*>(data) + static_cast<size_t>(begin * row) * size_of(dtype);
-  switch (shape.rank()) {
-    case 1:
-      part.shape = {count};
-      break;
-    case 2:
-      part.shape = {count, shape[1]};
-      break;
-    case 3:
-      part.shape = {count, shape[1], shape[2]};
-      break;
-    default:
-      part.shape = {count, shape[1], shape[2], shape[3]};
+  if (data != nullptr) {  // it is while an arena measures
+    part.data = static_cast<std::byte*>(data) +
+                static_cast<size_t>(begin * shape.row_elements()) * size_of(dtype);
   }
+  part.shape = shape.with_rows(count);
   return part;
 }
 

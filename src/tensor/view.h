@@ -36,6 +36,17 @@ class Shape {
     for (int i = 0; i < rank_; ++i) n *= dims_[static_cast<size_t>(i)];
     return n;
   }
+  // The same with another first dimension; of rank 1 and above.
+  constexpr Shape with_rows(int64_t count) const {
+    Shape out = *this;
+    out.dims_[0] = count;
+    return out;
+  }
+  constexpr int64_t row_elements() const {
+    int64_t n = 1;
+    for (int i = 1; i < rank_; ++i) n *= dims_[static_cast<size_t>(i)];
+    return n;
+  }
   friend constexpr bool operator==(const Shape&, const Shape&) = default;
   std::string str() const;  // "[4096, 512]"
 
@@ -65,10 +76,9 @@ class View {
   T& operator()(int64_t i, int64_t j, int64_t k) const {
     return data_[(i * shape_[1] + j) * shape_[2] + k];
   }
-  T* row(int64_t i) const { return data_ + i * (shape_.rank() > 0 ? elements_per_row() : 0); }
+  T* row(int64_t i) const { return data_ + i * (shape_.rank() > 0 ? shape_.row_elements() : 0); }
 
  private:
-  int64_t elements_per_row() const { return shape_[0] == 0 ? 0 : shape_.elements() / shape_[0]; }
   T* data_ = nullptr;
   Shape shape_;
 };

@@ -50,12 +50,12 @@ GradientProbe probe_gradients(const RunConfig& original, CheckpointReader& check
   std::vector<std::unique_ptr<GradientRegion>> sinks;
   GradientRegion* head = nullptr;
   GradientRegion* tied = nullptr;
-  for (const Region& region : parameters.regions()) {
+  for (const ParameterRegion& region : parameters.regions()) {
     sinks.push_back(std::make_unique<GradientRegion>(context, region, 1, 1, false));
     if (region.kind == RegionKind::kHead) head = sinks.back().get();
   }
   std::unique_ptr<GradientRegion> tied_head;
-  for (const Region& region : parameters.regions()) {
+  for (const ParameterRegion& region : parameters.regions()) {
     if (region.kind != RegionKind::kEmbedding || !config.model.tied_head) continue;
     tied_head = std::make_unique<GradientRegion>(context, region, 1, 1, false);
     tied = head = tied_head.get();
@@ -84,12 +84,13 @@ GradientProbe probe_gradients(const RunConfig& original, CheckpointReader& check
   std::vector<double> sums(static_cast<size_t>(plan.micro_sequences));
   pass.sequence_losses(sums);
   probe.loss = std::accumulate(sums.begin(), sums.end(), 0.0) / static_cast<double>(counted);
-  for (const BlockActivations& block : pass.activations().blocks) {
-    for (double aux : block.moe.balance.aux_G) probe.aux_loss += weights.aux_per_group * aux;
-    for (double z : block.moe.balance.z_G) probe.z_loss += weights.z_per_token * z;
+  for (const BalanceRecord& record :
+       balance_records(context, pass.activations(), pass.groups().balance_groups())) {
+    for (double aux : record.aux_G) probe.aux_loss += weights.aux_per_group * aux;
+    for (double z : record.z_G) probe.z_loss += weights.z_per_token * z;
   }
   for (size_t r = 0; r < parameters.regions().size(); ++r) {
-    const Region& region = parameters.regions()[r];
+    const ParameterRegion& region = parameters.regions()[r];
     const AnyView flat = sinks[r]->result();
     if (tied != nullptr && region.kind == RegionKind::kEmbedding) {
       add(context, flat, tied->result(), flat);

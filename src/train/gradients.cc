@@ -15,7 +15,7 @@ int levels_for(int64_t leaves) {
 
 }  // namespace
 
-GradientRegion::GradientRegion(Context& context, const Region& region, int64_t slots,
+GradientRegion::GradientRegion(Context& context, const ParameterRegion& region, int64_t slots,
                                int64_t leaves, bool tree)
     : context_(context), region_(region), slots_(slots), leaves_(leaves), tree_(tree) {
   const int levels = tree ? levels_for(leaves) : 1;

@@ -17,7 +17,8 @@ class GradientRegion : public LeafSink {
  public:
   // `slots`: separate results per leaf (moe/dispatch.h), joined by `result`. `leaves` per step;
   // with `tree` it is a power of two, without it leaves are simply added up.
-  GradientRegion(Context& context, const Region& region, int64_t slots, int64_t leaves, bool tree);
+  GradientRegion(Context& context, const ParameterRegion& region, int64_t slots, int64_t leaves,
+                 bool tree);
 
   void begin_leaf() override;
   void end_leaf() override;
@@ -29,7 +30,7 @@ class GradientRegion : public LeafSink {
   void join(AnyView left, AnyView right);
 
   Context& context_;
-  const Region& region_;
+  const ParameterRegion& region_;
   int64_t slots_;
   int64_t leaves_;
   bool tree_;

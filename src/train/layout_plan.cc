@@ -118,8 +118,9 @@ StepSeconds step_seconds(const RunConfig& config, const ClusterSpec& cluster,
   s.reduction = both(ranks, 1, dense) + both(edp, ep, experts);
   // AdamW reads the gradient and reads and writes both moments and the value; packing reads every
   // value and writes it twice.
+  const auto moment = static_cast<double>(size_of(moment_type(config.train.optimizer.moments)));
   const double owned = dense / ranks + experts / edp;
-  s.update = (28 * owned + (4 + 2 * value_bytes(config)) * (dense + experts)) /
+  s.update = ((12 + 4 * moment) * owned + (4 + 2 * value_bytes(config)) * (dense + experts)) /
              cluster.device.memory_bandwidth;
   return s;
 }

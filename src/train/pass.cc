@@ -28,7 +28,7 @@ Pass::Pass(Context& context, const Transformer& model, const StepPlan& plan, int
 void Pass::layout(Arena& arena, Context& context, const Transformer& model, const StepPlan& plan,
                   int64_t tokens, int64_t groups, bool training, Pass* pass) {
   const Keep keep = training ? kept_with(plan.recompute) : Keep::kNothing;
-  Activations activations = model.take(arena, tokens, groups, keep);
+  Activations activations = model.take(arena, tokens, training ? groups : 0, keep);
   const DType type = activations.h_TD.dtype;
   LocalKv kv(context, arena, model.shape(), type, tokens,
              shares_blocks(keep) ? 1 : model.shape().layers);

@@ -7,13 +7,14 @@ namespace {
 
 constexpr size_t kHeadLogitBytes = size_t{64} << 20;  // of fp32 logits alive at once
 
-FlatLayout flat_layout(const Region& region, ExpertRange experts, int shards) {
+FlatLayout flat_layout(const ParameterRegion& region, ExpertRange experts, int shards) {
   std::vector<FlatMember> members;
   for (const Parameter* p : region.members) {
     FlatMember m{.piece_elements = p->value.elements(),
                  .rate_multiplier = p->spec.rate_multiplier,
                  .decay = p->spec.decay,
-                 .trained = p->spec.role != ParameterRole::kState};
+                 .trained = p->spec.role != ParameterRole::kState,
+                 .name = p->spec.name};
     if (p->spec.role == ParameterRole::kExperts) {
       m.piece_elements = p->spec.shape[1] * p->spec.shape[2];
       m.pieces = experts.count;
@@ -43,7 +44,7 @@ TrainedRegions make_regions(Context& context, const RunConfig& config, const Ste
   const int64_t head_leaves =
       plan.micro_batches * training_head_chunks(plan, config.model.vocab).chunks;
   TrainedRegions result;
-  for (Region& region : parameters.regions()) {
+  for (ParameterRegion& region : parameters.regions()) {
     const bool experts = region.kind == RegionKind::kExperts;
     TrainedRegion state{.region = &region, .first_block = result.blocks};
     const int64_t slots = experts && tree ? layout.expert_parallel() : 1;
@@ -60,7 +61,8 @@ TrainedRegions make_regions(Context& context, const RunConfig& config, const Ste
     FlatLayout flat = flat_layout(region, parameters.experts(), shards);
     result.blocks += flat.all_blocks();
     state.adamw = std::make_unique<ShardedAdamW>(
-        std::move(flat), experts ? layout.edp_rank() : layout.rank(), context.device());
+        std::move(flat), experts ? layout.edp_rank() : layout.rank(), context.device(),
+        moment_type(config.train.optimizer.moments), static_cast<uint64_t>(config.train.seed));
     result.all.push_back(std::move(state));
   }
   return result;

@@ -13,7 +13,7 @@
 namespace degu {
 
 struct TrainedRegion {
-  Region* region = nullptr;
+  ParameterRegion* region = nullptr;
   std::vector<std::unique_ptr<GradientRegion>> gradients;  // two for a tied embedding
   std::unique_ptr<ShardedAdamW> adamw;
   int64_t first_block = 0;        // of its blocks among all regions'

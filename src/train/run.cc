@@ -317,13 +317,14 @@ RunConfig resolve_config(RunConfig config, const TokenDataset& dataset) {
 }
 
 std::string identity_text(const RunConfig& config) {
-  // The indented lines of keys in the order in which they came; each name occurs once in a run's
-  // YAML.
-  constexpr std::array kLater = {"record_routes", "replay_routes", "recompute", "device"};
+  // The lines of keys in the order in which they came, with their indentation; each occurs once in
+  // a run's YAML.
+  constexpr std::array kLater = {"  record_routes", "  replay_routes", "  recompute", "  device",
+                                 "    moments"};
   std::string text = to_yaml(config);
   const std::string defaults = to_yaml(RunConfig{});
   for (const char* key : kLater) {
-    const std::string start = fmt::format("\n  {}: ", key);
+    const std::string start = fmt::format("\n{}: ", key);
     const size_t from = defaults.find(start);
     DEGU_DCHECK(from != std::string::npos && defaults.find(start, from + 1) == std::string::npos);
     const std::string line = defaults.substr(from, defaults.find('\n', from + 1) - from);

@@ -19,6 +19,11 @@ constexpr DType activation_type(Precision p) {
   return p == Precision::kFp32 ? DType::kF32 : DType::kBF16;
 }
 
+// What AdamW's moments are held in: a precision's own type.
+constexpr DType moment_type(Precision p) {
+  return activation_type(p);
+}
+
 enum class ScheduleKind { kCosine, kWsd, kConstant };
 constexpr auto enum_names(ScheduleKind) {
   return std::array<std::string_view, 3>{"cosine", "wsd", "constant"};
@@ -48,6 +53,7 @@ struct OptimizerConfig {
   double eps = 1e-8;
   double weight_decay = 0.1;  // matrices only: not norms, embeddings or routers' biases
   double clip = 1.0;          // gradient norm; 0: no clipping
+  Precision moments = Precision::kFp32;
   ScheduleConfig schedule;
 
   void fields(Fields& f) {
@@ -57,6 +63,9 @@ struct OptimizerConfig {
     f("eps", eps, "AdamW, added to the root of the mean square");
     f("weight_decay", weight_decay, "decoupled decay of matrices; norms and embeddings have none");
     f("clip", clip, "largest gradient norm; 0: no clipping");
+    f("moments", moments,
+      "what AdamW's mean and mean square are held in: fp32, or bf16 with stochastic rounding, 4 "
+      "bytes less per parameter");
     f("schedule", schedule, "learning rate over the run");
   }
 };
@@ -116,7 +125,7 @@ struct TrainConfig {
     f("recompute", recompute,
       "what the backward pass computes again instead of keeping it: none, experts or block");
     f("reproducible", reproducible, "the same bits on every layout of ranks");
-    f("seed", seed, "initial weights (data.seed orders the data)");
+    f("seed", seed, "initial weights, rounding of bf16 moments (data.seed orders the data)");
     f("optimizer", optimizer, "AdamW and its schedule");
     f("balance", balance, "what keeps experts evenly loaded");
     f("evaluate_every", evaluate_every, "steps between validations; 0: only at the end");

@@ -125,16 +125,15 @@ void Trainer::run_micro_batch(int64_t micro, int64_t counted, StepSums& sums) {
 
 void Trainer::record_balance(int64_t micro, StepSums& sums) {
   const int64_t first_group = first_sequence(micro) / plan_.balance_sequences;
-  for (int64_t layer = 0, moe = 0; layer < config_.model.layers; ++layer) {
-    if (!config_.model.is_moe_layer(static_cast<int>(layer))) continue;
-    const BalanceRecord& record = pass_.activations().blocks[at(layer)].moe.balance;
+  int64_t layer = 0;
+  for (const BalanceRecord& record :
+       balance_records(context_, pass_.activations(), pass_.groups().balance_groups())) {
     for (size_t g = 0; g < record.aux_G.size(); ++g) {
       sums.aux()[at(first_group) + g] += record.aux_G[g];
       sums.z()[at(first_group) + g] += record.z_G[g];
     }
-    for (size_t e = 0; e < record.load_E.size(); ++e) sums.load(moe)[e] += record.load_E[e];
-    sums.dropped(moe) += record.dropped;
-    ++moe;
+    for (size_t e = 0; e < record.load_E.size(); ++e) sums.load(layer)[e] += record.load_E[e];
+    sums.dropped(layer++) += record.dropped;
   }
 }
 
@@ -158,12 +157,15 @@ void Trainer::reduce_gradients() {
 }
 
 double Trainer::gradient_norm() {
-  std::vector<double> blocks(at(regions_.blocks), 0.0);
+  const ScratchScope scope(context_.scratch());
+  const AnyView sums = context_.scratch().take(DType::kF64, {regions_.blocks});
+  zero(context_, sums);
   for (TrainedRegion& state : regions_.all) {
-    state.adamw->square_sums(
-        context_, state.grad_shard,
-        std::span(blocks).subspan(at(state.first_block), at(state.adamw->layout().all_blocks())));
+    state.adamw->square_sums(context_, state.grad_shard,
+                             sums.rows(state.first_block, state.adamw->layout().all_blocks()));
   }
+  std::vector<double> blocks(at(regions_.blocks));
+  copy(context_, sums, View<double>(blocks.data(), {regions_.blocks}));
   world_.all_reduce(context_, View<double>(blocks.data(), {regions_.blocks}), Reduce::kSum,
                     Order::kAny);
   return std::sqrt(std::accumulate(blocks.begin(), blocks.end(), 0.0));
@@ -194,9 +196,11 @@ void Trainer::update_biases(StepSums& sums) {
   for (int64_t layer = 0, moe = 0; layer < config_.model.layers; ++layer) {
     if (!config_.model.is_moe_layer(static_cast<int>(layer))) continue;
     Parameter& bias = parameters_.get("blocks." + std::to_string(layer) + ".moe.router_bias");
-    const OnHost bias_E(context_, bias.value);
-    update_bias(sums.load(moe++), rate, bias_E.as<float>());
-    bias_E.put_back();
+    std::vector<float> steps = bias_steps(sums.load(moe++), rate);
+    const ScratchScope scope(context_.scratch());
+    const AnyView step_E = context_.scratch().take(DType::kF32, bias.value.shape);
+    copy(context_, View<float>(steps.data(), bias.value.shape), step_E);
+    add(context_, bias.value, step_E, bias.value);
   }
 }
 

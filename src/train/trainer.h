@@ -75,8 +75,9 @@ class Trainer {
 
   // Values and moments. Each rank adds what it holds; not collective.
   void save(CheckpointWriter& writer);
-  // Values and moments of a run with the same model, on any layout. DataError when a tensor is
-  // missing or has another shape.
+  // Values and moments of a run with the same model, on any layout. Moments of the other type
+  // (train.optimizer.moments) are converted, bf16 exactly and fp32 to the nearest, and a line of
+  // the log says so. DataError when a tensor is missing or has another shape.
   void load(CheckpointReader& reader, const Counters& counters);
   // Values only: starts a new run from another run's weights.
   void load_weights(CheckpointReader& reader);

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <iterator>
 
+#include "base/log.h"
+#include "kernels/api/elementwise.h"
 #include "model/load.h"
 #include "tensor/device.h"
 #include "train/trainer.h"
@@ -14,6 +16,13 @@ constexpr const char* kMoments[] = {"adam_m/", "adam_v/"};
 
 std::string model_name(const Parameter& p) {
   return std::string(kModelPrefix) + p.spec.name;
+}
+
+void read_range(Context& context, CheckpointReader& reader, const std::string& name, int64_t begin,
+                AnyView out) {
+  const OnHost values = OnHost::unfilled(context, out);
+  reader.read_range(name, begin, values);
+  values.put_back();
 }
 
 }  // namespace
@@ -89,10 +98,19 @@ void Trainer::save(CheckpointWriter& writer) {
 
 void Trainer::load(CheckpointReader& reader, const Counters& counters) {
   load_values(context_, reader, parameters_);
+  bool said = world_.rank() != 0;
   each_moment_run([&](const std::string& name, Shape, int64_t begin, AnyView part) {
-    const OnHost values = OnHost::unfilled(context_, part);
-    reader.read_range(name, begin, values);
-    values.put_back();
+    const DType stored = reader.info(name).dtype;
+    if (stored == part.dtype) return read_range(context_, reader, name, begin, part);
+    if (!said) {
+      log_info("{}: moments are {}, of this run {}: {}", reader.folder(), dtype_name(stored),
+               dtype_name(part.dtype),
+               stored == DType::kF32 ? "each becomes the nearest" : "converted exactly");
+    }
+    said = true;
+    const Tensor other(stored, part.shape, part.device);
+    read_range(context_, reader, name, begin, other);
+    cast(context_, other, part);
   });
   next_step_ = counters.next_step;
   bad_steps_ = counters.bad_steps;

@@ -57,6 +57,14 @@ TEST_CASE("a command line that cannot be understood is one line and exit code 2"
       {"nonsense", "degu: unknown command \"nonsense\"; see degu --help\n"},
       {"info a.yaml --nonsense",
        "degu: The following argument was not expected: --nonsense; see degu info --help\n"},
+      {"bench nonsense", "degu: unknown command \"nonsense\"; see degu bench --help\n"},
+      {"data show", "degu: FOLDER is required; see degu data show --help\n"},
+      {"serve here --port 70000",
+       "degu: --port: 70000 is not between 0 and 65535; see degu serve --help\n"},
+      {"profile here --price-per-hour 1 --batch 1,0",
+       "degu: --batch: 0 is not above 0; see degu profile --help\n"},
+      {"bench serve here --rate often",
+       "degu: --rate: \"often\" is not a number; see degu bench serve --help\n"},
       {"info --ranks many", nullptr},
       {"--log-level loud info", nullptr},
       {"help nonsense", "degu: help nonsense: no such topic; `degu help` lists them\n"},
@@ -69,6 +77,17 @@ TEST_CASE("a command line that cannot be understood is one line and exit code 2"
     CHECK(std::count(got.err.begin(), got.err.end(), '\n') == 1);
     if (c.message != nullptr) CHECK(got.err == c.message);
   }
+}
+
+TEST_CASE("help shows the defaults that mean something") {
+  const Shell shell;
+  const std::string serve = shell.degu("serve --help").out;
+  CHECK(serve.find("--port INT:in [0 - 65535]=8000") != std::string::npos);  // a number
+  CHECK(serve.find("--host TEXT=127.0.0.1") != std::string::npos);           // text
+  const std::string plan = shell.degu("plan --help").out;
+  CHECK(plan.find("--flops FLOAT:POSITIVE ") != std::string::npos);  // 0: not given
+  const std::string profile = shell.degu("profile --help").out;
+  CHECK(profile.find("--batch INT:POSITIVE=[1,4,16]") != std::string::npos);  // a list
 }
 
 TEST_CASE("help and version are results, on standard output") {
@@ -151,10 +170,13 @@ TEST_CASE("info without a model says what this binary and machine are") {
   CHECK(json["cores"].get<int>() >= 1);
   CHECK(json["isa_supported"][0] == "portable");
   CHECK(json["dependencies"].contains("yaml-cpp"));
-  for (const auto& [name, version] : json["dependencies"].items()) {
+  for (const auto& [name, row] : json["dependencies"].items()) {
     INFO(name);
-    CHECK_FALSE(version.get<std::string>().empty());
+    CHECK_FALSE(row["licence"].get<std::string>().empty());
+    CHECK(row["version"].get<std::string>().empty() == (row["state"] != "found"));
+    CHECK((row["state"] == "found" || !row["note"].get<std::string>().empty()));
   }
+  CHECK(json["dependencies"]["CUTLASS"]["state"] == "not used");
   const Outcome forced =
       shell.degu("info >/dev/null; DEGU_ISA=portable '" DEGU_BINARY "' info --json");
   CHECK(nlohmann::json::parse(forced.out)["isa"] == "portable");

@@ -3,6 +3,7 @@
 #include <catch2/catch.hpp>
 
 #include "cases.h"
+#include "comm/staged_comm.h"
 #include "tensor/tensor.h"
 
 namespace degu {
@@ -43,6 +44,17 @@ TEST_CASE("one rank on its own: properties of every communicator") {
   for (const test::CommCase& check : test::comm_cases()) {
     INFO(check.name);
     REQUIRE_NOTHROW(check.run(*self));
+  }
+}
+
+TEST_CASE("by way of the host: properties of every communicator, on memory that is there already") {
+  for (int ranks : {1, 2, 4}) {
+    for (const test::CommCase& check : test::comm_cases()) {
+      INFO(check.name << " on " << ranks << " ranks");
+      REQUIRE(failure(ranks, [&](Communicator& comm) {
+                check.run(*make_staged_communicator(comm));
+              }).empty());
+    }
   }
 }
 

@@ -24,7 +24,7 @@ void fill(Context& context, ParameterSet& parameters, Scheme scheme) {
     if (p.value) {
       std::memcpy(p.value.data, source->value.data, source->value.bytes());
     } else if (!scheme_info(scheme).quantized()) {
-      parameters.load(context, p, source->value);
+      parameters.load(context, p, 0, source->value);
     } else {
       const Shape& shape = p.spec.shape;
       const Tensor codes(scheme_info(scheme).weight, code_shape(scheme, shape));
@@ -33,7 +33,7 @@ void fill(Context& context, ParameterSet& parameters, Scheme scheme) {
           .scheme = scheme, .shape = shape, .codes = codes, .scales = scales};
       const MatrixTask task{.name = p.spec.name, .value_FD = source->value, .out = weight};
       choose_rtn(context, {}, {}, {&task, 1});
-      parameters.load(context, p, weight);
+      parameters.load(context, p, 0, weight);
     }
   }
   parameters.pack(context);

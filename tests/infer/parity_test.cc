@@ -5,6 +5,7 @@
 
 #include "comm/thread_comm.h"
 #include "tests/infer/small_models.h"
+#include "tests/support/device_testing.h"
 
 namespace degu {
 namespace {
@@ -34,7 +35,7 @@ TEST_CASE("logits and experts are the same bits on every path") {
       Context context({.threads = 1});
       ParameterSet parameters(context, c.shape, type, {0, c.shape.moe.experts}, false);
       const ParityOptions options{.sequences = 7, .rounds = 1, .threads = {1, 2}, .kv_type = type};
-      require_equal_bits(check_parity(context.isa(), filled(parameters, context), options), 5000);
+      require_equal_bits(check_parity(context, filled(parameters, context), options), 5000);
     }
   }
 }
@@ -45,7 +46,7 @@ TEST_CASE("an int8 cache is rounded on every path, the training forward's too") 
     Context context({.threads = 1});
     ParameterSet parameters(context, c.shape, DType::kBF16, {0, c.shape.moe.experts}, false);
     const ParityOptions options{.sequences = 7, .rounds = 1, .kv_type = DType::kI8};
-    require_equal_bits(check_parity(context.isa(), filled(parameters, context), options), 5000);
+    require_equal_bits(check_parity(context, filled(parameters, context), options), 5000);
   }
 }
 
@@ -56,9 +57,24 @@ TEST_CASE("every instruction set keeps parity") {
     INFO(isa_name(isa));
     Context context({.threads = 1, .isa = isa});
     ParameterSet parameters(context, shape, DType::kBF16, {0, shape.moe.experts}, false);
-    require_equal_bits(check_parity(isa, filled(parameters, context),
+    require_equal_bits(check_parity(context, filled(parameters, context),
                                     {.sequences = 4, .rounds = 1, .threads = {1}}),
                        1000);
+  }
+}
+
+TEST_CASE("a GPU keeps parity", "[device]") {
+  if (!testing::has_gpu()) return;
+  for (const ModelCase& c : serving_models()) {
+    for (DType type : {DType::kBF16, DType::kF32}) {
+      for (DType kv : {type, DType::kI8}) {
+        INFO(c.name << ", " << dtype_name(type) << ", cache " << dtype_name(kv));
+        Context context({.scratch_bytes = size_t{1} << 27, .device = DeviceType::kCuda});
+        ParameterSet parameters(context, c.shape, type, {0, c.shape.moe.experts}, false);
+        const ParityOptions options{.sequences = 4, .rounds = 1, .longest = 80, .kv_type = kv};
+        require_equal_bits(check_parity(context, filled(parameters, context), options), 1000);
+      }
+    }
   }
 }
 

@@ -12,14 +12,17 @@
 #include "comm/thread_comm.h"
 #include "io/atomic_file.h"
 #include "io/checkpoint_manifest.h"
+#include "io/checkpoint_stream.h"
 #include "io/crc32.h"
 #include "tensor/tensor.h"
+#include "tests/support/error_text.h"
 #include "tests/support/temporary_folder.h"
 
 namespace degu {
 namespace {
 
 namespace fs = std::filesystem;
+using test::message;
 using test::TemporaryFolder;
 
 // Element i of tensor `name`, exact in every type.
@@ -116,28 +119,16 @@ void check_sample(const std::string& folder, int64_t step = 7) {
   CHECK(reader.attachment("config.yaml") == "model: {layers: 1}\n");
   CHECK(reader.attachment("data/tokenizer.model") == std::string("\0binary\n\xff", 9));
   CHECK(reader.list().size() == std::size(kSample));
-  for (const int64_t ahead : {0, 100, 1 << 20}) {
-    reader.read_ahead(ahead);
-    for (const Expected& expected : kSample) {
-      INFO(expected.name << ", reading " << ahead << " bytes ahead");
-      const CheckpointReader::TensorInfo info = reader.info(expected.name);
-      CHECK(info.dtype == expected.dtype);
-      CHECK(info.shape == expected.shape);
-      Tensor got(info.dtype, info.shape);
-      reader.read(expected.name, got);
-      CHECK(equal(got, part_of(expected.key, info.dtype, Region::all(info.shape))));
-    }
+  for (const Expected& expected : kSample) {
+    INFO(expected.name);
+    const CheckpointReader::TensorInfo info = reader.info(expected.name);
+    CHECK(info.dtype == expected.dtype);
+    CHECK(info.shape == expected.shape);
+    Tensor got(info.dtype, info.shape);
+    reader.read(expected.name, got);
+    CHECK(equal(got, part_of(expected.key, info.dtype, Region::all(info.shape))));
   }
   reader.verify();
-}
-
-std::string message(const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
 }
 
 bool has(const std::string& text, const std::string& part) {
@@ -188,6 +179,59 @@ TEST_CASE("any slice is read from any layout") {
             equal(line, part_of(key, type, Region::range({12, 5, 3}, shard.begin, shard.size()))));
       }
     }
+  }
+}
+
+TEST_CASE("tensors are streamed in pieces") {
+  const TemporaryFolder temporary;
+  for (int ranks : {1, 3}) {
+    const std::string folder = temporary.path() + "/" + checkpoint_name(ranks);
+    run_as_threads(ranks, [&](Communicator& comm) { write_sample(comm, folder); });
+    CheckpointReader reader(folder);
+    CheckpointStream stream(reader);
+    for (const Expected& expected : kSample) {
+      const int64_t size = expected.shape.elements();
+      for (int64_t step : {int64_t{7}, int64_t{50}, size + 1}) {
+        INFO(expected.name << " of " << ranks << " ranks, by " << step);
+        const Tensor got(expected.dtype, {size});
+        for (int64_t at = 0; at < size; at += step) {
+          stream.read(expected.name, at, got.view().rows(at, std::min(step, size - at)));
+        }
+        CHECK(equal(got, part_of(expected.key, expected.dtype, Region::all(expected.shape))));
+      }
+    }
+    // Pieces left out, and once back.
+    const Region some = Region::range({12, 5, 3}, 31, 20);
+    for (int64_t begin : {0, 100, 31}) {
+      const Tensor piece(DType::kF32, {20});
+      stream.read("optimizer/m/layers.0.experts.w", begin, piece);
+      if (begin == some.offset[0]) CHECK(equal(piece, part_of("m", DType::kF32, some)));
+    }
+    stream.finish();
+    has(message([&] { stream.read("train/counts", 8, Tensor(DType::kI64, {2})); }), "[8, 10)");
+    has(message([&] { stream.read("train/counts", 0, Tensor(DType::kF32, {2})); }), "fp32");
+  }
+}
+
+TEST_CASE("a stream finds altered bytes, also those that nobody asked for") {
+  const TemporaryFolder temporary;
+  const std::string folder = temporary.path() + "/c";
+  run_as_threads(1, [&](Communicator& comm) { write_sample(comm, folder); });
+  const std::string name = "optimizer/m/layers.0.experts.w";
+  const CheckpointManifest manifest = CheckpointReader(folder).manifest();
+  const int64_t offset = manifest.tensors.at(name).parts.at(0).file_offset;
+  REQUIRE(offset > 0);
+  std::string bytes = read_file(folder + "/rank-00000.h5");
+  bytes.at(static_cast<size_t>(offset) + 100 * sizeof(float)) ^= 1;
+  overwrite(folder + "/rank-00000.h5", bytes);
+  CheckpointReader reader(folder);
+  for (int64_t begin : {0, 100, 130}) {
+    CheckpointStream stream(reader);
+    const std::string what = message([&] {
+      stream.read(name, begin, Tensor(DType::kF32, {50}));
+      stream.finish();
+    });
+    has(what, "rank-00000.h5: '" + name + "' is altered: checksum");
   }
 }
 
@@ -334,7 +378,7 @@ TEST_CASE("truncated, altered and missing files are named") {
   overwrite(data, bytes);
   const std::string what = message([&] { CheckpointReader(folder).verify(); });
   has(what, "rank-00001.h5");
-  has(what, "of tensor 'optimizer/m/layers.0.experts.w' is altered: checksum");
+  has(what, "'optimizer/m/layers.0.experts.w' is altered: checksum");
 }
 
 CheckpointManifest sample_manifest() {
@@ -345,7 +389,7 @@ CheckpointManifest sample_manifest() {
   tensor.parts.push_back({0, "a/b", Region::box({4, 6}, {0, 0}, {4, 2}), 0xdeadbeef});
   tensor.parts.push_back({1, "a/b", Region::box({4, 6}, {0, 2}, {4, 4}), 1});
   manifest.tensors["a/b"] = tensor;
-  manifest.tensors["flat"] = {DType::kF32, {10}, {{1, "flat", Region::range({10}, 0, 10), 7}}};
+  manifest.tensors["flat"] = {DType::kF32, {10}, {{1, "flat", Region::range({10}, 0, 10), 7, 59}}};
   manifest.tensors["scalar"] = {DType::kI64, {}, {{1, "scalar", Region::all({}), 7}}};
   manifest.attachments = {{"tokenizer.model", 17, 5}};
   return manifest;

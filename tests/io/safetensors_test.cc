@@ -12,22 +12,15 @@
 #include "io/checkpoint.h"
 #include "io/exchange.h"
 #include "tensor/tensor.h"
+#include "tests/support/error_text.h"
 #include "tests/support/temporary_folder.h"
 
 namespace degu {
 namespace {
 
 namespace fs = std::filesystem;
+using test::message;
 using test::TemporaryFolder;
-
-std::string message(const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
-}
 
 bool has(const std::string& text, const std::string& part) {
   INFO("'" << text << "' should contain '" << part << "'");

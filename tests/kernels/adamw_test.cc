@@ -94,27 +94,22 @@ TEST_CASE("block_square_sums are the same on every backend, instruction set and 
   for (int64_t n :
        {int64_t{0}, int64_t{1}, int64_t{17}, kNormBlock, kNormBlock + 1, 20 * kNormBlock + 123}) {
     const Tensor grad = random_tensor(DType::kF32, {n}, "grad");
-    const auto blocks = static_cast<size_t>((n + kNormBlock - 1) / kNormBlock);
-    std::vector<double> first;
+    const int64_t blocks = (n + kNormBlock - 1) / kNormBlock;
+    Tensor first;
     for_each_backend_and_thread_count([&](Context& context) {
-      std::vector<double> sums(blocks, -1);
-      run(
-          context, [&](Context& at, AnyView g) { block_square_sums(at, g, sums); }, grad);
-      for (size_t b = 0; b < blocks; ++b) {
+      Tensor sums(DType::kF64, {blocks});
+      run(context, block_square_sums, grad, sums);
+      for (int64_t b = 0; b < blocks; ++b) {
         double plain = 0;
-        const auto begin = static_cast<int64_t>(b) * kNormBlock;
+        const int64_t begin = b * kNormBlock;
         for (int64_t i = begin; i < std::min(n, begin + kNormBlock); ++i) {
           plain += element(grad, i) * element(grad, i);
         }
-        CHECK(std::fabs(sums[b] - plain) <= static_cast<double>(kNormBlock) * 0x1p-53 * plain);
+        CHECK(std::fabs(sums.as<double>()[b] - plain) <=
+              static_cast<double>(kNormBlock) * 0x1p-53 * plain);
       }
-      if (first.empty()) first = sums;
-      CHECK(sums == first);
-      Tensor kept(DType::kF64, {static_cast<int64_t>(blocks)});
-      run(
-          context, [](Context& at, AnyView g, AnyView s) { block_square_sums(at, g, s); }, grad,
-          kept);
-      CHECK(std::equal(first.begin(), first.end(), kept.as<double>().data()));
+      if (!first) first = copy_of(sums);
+      check_same_bits("block_sums", sums, first);
     });
   }
 }
@@ -125,7 +120,7 @@ TEST_CASE("adamw names what does not fit", "[adamw]") {
   CHECK_THROWS_AS(adamw(context, {}, a, a, b, a, AnyView{}), ShapeError);
   CHECK_THROWS_AS(adamw(context, {}, c, a, a, a, AnyView{}), ShapeError);
   CHECK_THROWS_AS(adamw(context, {.step = 0}, a, a, a, a, AnyView{}), ShapeError);
-  std::vector<double> two(2);
+  const Tensor two(DType::kF64, {2});
   CHECK_THROWS_AS(block_square_sums(context, a, two), ShapeError);
 }
 

@@ -124,6 +124,67 @@ struct Size {
 constexpr Size kSizes[] = {{1, 1},   {7, 5},   {16, 32},  {33, 17}, {40, 31},
                            {64, 48}, {31, 65}, {17, 127}, {9, 130}, {32, 96}};
 
+TEST_CASE("rows are looked up in a packing as products meet them", "[grouped_gemm]") {
+  const std::vector<int32_t> rows = {7, 0, 7, 66, 31, 32};
+  for_each_backend([&](Context& context) {
+    for (const SchemeInfo& info : kSchemes) {
+      for (int64_t width : {1, 31, 64, 129, 200}) {
+        INFO("scheme " << info.name << ", width " << width);
+        const Tensor w = random_tensor(DType::kF32, {67, width}, "w");
+        const Packed packed(context, w, info.scheme, Orientation::kForward);
+        for (DType type : {DType::kF32, DType::kBF16}) {
+          const Tensor y(type, {static_cast<int64_t>(rows.size()), width});
+          run(context, unpack_rows, packed.weight, rows, y);
+          int64_t wrong = 0;
+          for (int64_t i = 0; i < y.view().elements(); ++i) {
+            auto value = static_cast<float>(
+                element(packed.value, rows[static_cast<size_t>(i / width)] * width + i % width));
+            if (type == DType::kBF16) value = static_cast<float>(bf16(value));
+            wrong += element(y, i) != static_cast<double>(value);
+          }
+          CHECK(wrong == 0);
+        }
+        const Tensor y(DType::kF32, {1, width});
+        CHECK_THROWS_AS(run(context, unpack_rows, packed.weight, std::vector<int32_t>{67}, y),
+                        DataError);
+      }
+    }
+  });
+}
+
+// `memory` of the context's device, on the host.
+std::vector<uint8_t> bytes_of(Context& context, const Tensor& memory) {
+  std::vector<uint8_t> out(memory.bytes());
+  copy(context, memory, AnyView(View<uint8_t>(out.data(), memory.shape())));
+  return out;
+}
+
+TEST_CASE("a packing is that of its pieces, one behind the other", "[grouped_gemm]") {
+  for_each_backend([](Context& context) {
+    for (const SchemeInfo& info : kSchemes) {
+      INFO("scheme " << info.name);
+      for (const Shape& shape : {Shape{5, 40, 70}, Shape{2 * kPackRows + 33, 70}}) {
+        INFO("shape " << shape.str());
+        const Tensor w = random_tensor(DType::kF32, shape, "w");
+        const Packed whole(context, w, info.scheme, Orientation::kForward);
+        const Tensor pieces(DType::kU8, whole.memory.shape(), context.device());
+        const int64_t step = shape.rank() == 3 ? 2 : kPackRows;
+        for (int64_t first = 0; first < shape[0]; first += step) {
+          const AnyView rows = w.view().rows(first, std::min(step, shape[0] - first));
+          const Packed piece(context, rows, info.scheme, Orientation::kForward);
+          const size_t begin = shape.rank() == 3
+                                   ? packed_bytes(context, info.scheme, first, shape[1], shape[2])
+                                   : packed_bytes(context, info.scheme, 1, first, shape[1]);
+          REQUIRE(begin + piece.memory.bytes() <= pieces.bytes());
+          copy(context, piece.memory,
+               pieces.view().rows(static_cast<int64_t>(begin), piece.memory.shape()[0]));
+        }
+        CHECK(bytes_of(context, pieces) == bytes_of(context, whole.memory));
+      }
+    }
+  });
+}
+
 TEST_CASE("grouped_gemm agrees with a plain loop over ragged groups", "[grouped_gemm]") {
   for_each_backend([&](Context& context) {
     for (const SchemeInfo& info : kSchemes) {

@@ -60,13 +60,17 @@ struct Plan {
 Plan plan_of(Context& context, const PlanCase& c, const Tensor& expert) {
   Plan plan{std::vector<int64_t>(static_cast<size_t>(c.experts + 1), -1),
             Tensor(DType::kI32, expert.shape()), Tensor(DType::kI32, {c.tokens * c.top_k}), 0};
-  plan.dropped = run(
+  Tensor offsets(DType::kI64, {c.experts + 1}), dropped(DType::kI64, {1});
+  run(
       context,
-      [&](Context& at, AnyView expert_TK, AnyView row_TK, AnyView token_R) {
-        return route_plan(at, expert_TK, c.experts, c.capacity, c.groups, plan.offsets, row_TK,
-                          token_R);
+      [&](Context& at, AnyView expert_TK, AnyView offsets_E, AnyView row_TK, AnyView token_R,
+          AnyView lost) {
+        route_plan(at, expert_TK, c.experts, c.capacity, c.groups, offsets_E, row_TK, token_R,
+                   lost);
       },
-      expert, plan.row, plan.token);
+      expert, offsets, plan.row, plan.token, dropped);
+  std::copy_n(offsets.as<int64_t>().data(), c.experts + 1, plan.offsets.begin());
+  plan.dropped = dropped.as<int64_t>()[0];
   return plan;
 }
 
@@ -113,24 +117,38 @@ TEST_CASE("route_plan is a stable sort by expert that drops the late ones", "[pe
   });
 }
 
-TEST_CASE("route_plan leaves its counts on the device when asked to", "[permute]") {
+TEST_CASE("unit_offsets finds where each unit's rows begin", "[permute]") {
   for_each_backend([&](Context& context) {
     for (const PlanCase& c : plan_cases()) {
-      const Tensor expert = random_experts(c);
-      const Plan plan = plan_of(context, c, expert);
-      Tensor row(DType::kI32, expert.shape()), token(DType::kI32, {c.tokens * c.top_k});
-      Tensor offsets(DType::kI64, {c.experts + 1}), dropped(DType::kI64, {1});
-      run(
-          context,
-          [&](Context& at, AnyView expert_TK, AnyView offsets_E, AnyView row_TK, AnyView token_R,
-              AnyView lost) {
-            route_plan(at, expert_TK, c.experts, c.capacity, c.groups, offsets_E, row_TK, token_R,
-                       lost);
-          },
-          expert, offsets, row, token, dropped);
-      CHECK(dropped.as<int64_t>()[0] == plan.dropped);
-      CHECK(std::equal(plan.offsets.begin(), plan.offsets.end(), offsets.as<int64_t>().data()));
-      check_same_bits("row_TK", row, plan.row);
+      const Plan plan = plan_of(context, c, random_experts(c));
+      Tensor offsets(DType::kI64, {c.experts + 1});
+      std::copy_n(plan.offsets.begin(), c.experts + 1, offsets.as<int64_t>().data());
+      for (const std::vector<int64_t>& units :
+           {std::vector<int64_t>{0, c.tokens},
+            std::vector<int64_t>{0, c.tokens / 3, c.tokens / 3, c.tokens}}) {
+        const auto count = static_cast<int64_t>(units.size()) - 1;
+        Tensor by_unit(DType::kI64, {c.experts * count + 1});
+        run(
+            context,
+            [&](Context& at, AnyView offsets_E, AnyView token_R, AnyView offsets_EU) {
+              unit_offsets(at, offsets_E, token_R, units, offsets_EU);
+            },
+            offsets, plan.token, by_unit);
+        const View<const int64_t> begin = by_unit.as<int64_t>();
+        CHECK(begin[0] == 0);
+        CHECK(begin[c.experts * count] == plan.offsets.back());
+        int64_t wrong = 0;
+        for (int64_t i = 0; i < c.experts * count; ++i) {
+          const auto unit = static_cast<size_t>(i % count);
+          wrong += begin[i] > begin[i + 1];
+          wrong += unit == 0 && begin[i] != plan.offsets[static_cast<size_t>(i / count)];
+          for (int64_t r = begin[i]; r < begin[i + 1]; ++r) {
+            const int32_t token = plan.token.as<int32_t>()[r];
+            wrong += token < units[unit] || token >= units[unit + 1];
+          }
+        }
+        CHECK(wrong == 0);
+      }
     }
   });
 }
@@ -294,14 +312,19 @@ TEST_CASE("combine gives the same bits on any number of threads and at any size"
 TEST_CASE("permute operators name what does not fit", "[permute]") {
   Context context(test_options(default_isa(), 1));
   Tensor expert(DType::kI32, {2, 2}), row(DType::kI32, {2, 2}), token(DType::kI32, {4});
-  std::vector<int64_t> offsets(4);
+  Tensor offsets(DType::kI64, {4}), dropped(DType::kI64, {1});
   expert.as<int32_t>()[3] = 3;
-  CHECK_THROWS_WITH(route_plan(context, expert, 3, 0, {}, offsets, row, token),
+  CHECK_THROWS_WITH(route_plan(context, expert, 3, 0, {}, offsets, row, token, dropped),
                     Catch::Contains("expert_TK[3] is 3, must be in [0, 3)"));
   expert.as<int32_t>()[3] = 2;
   const std::vector<int64_t> groups = {0, 1};
-  CHECK_THROWS_AS(route_plan(context, expert, 3, 1, groups, offsets, row, token), ShapeError);
-  CHECK_THROWS_AS(route_plan(context, expert, 4, 0, {}, offsets, row, token), ShapeError);
+  CHECK_THROWS_AS(route_plan(context, expert, 3, 1, groups, offsets, row, token, dropped),
+                  ShapeError);
+  CHECK_THROWS_AS(route_plan(context, expert, 4, 0, {}, offsets, row, token, dropped), ShapeError);
+  CHECK_THROWS_AS(unit_offsets(context, offsets, token, std::vector<int64_t>{0}, dropped),
+                  ShapeError);
+  CHECK_THROWS_AS(unit_offsets(context, offsets, token, std::vector<int64_t>{0, 2}, dropped),
+                  ShapeError);
   Tensor x(DType::kF32, {3, 8}), y(DType::kF32, {4, 8});
   token.as<int32_t>()[1] = 3;
   CHECK_THROWS_AS(gather_rows(context, x, token, y), ShapeError);

@@ -274,6 +274,50 @@ TEST_CASE("router_balance counts and sums each group in row order, bit for bit",
   }
 }
 
+TEST_CASE("balance_losses makes losses, loads and a gradient of counts and sums", "[router]") {
+  constexpr int64_t kGroups = 4, kExperts = 21, kTopK = 3, kTokens = 300;
+  constexpr double kWeight = 0.7;
+  const std::vector<int64_t> groups = {0, 20, 20, 21, kTokens};
+  for_each_backend([&](Context& context) {
+    const Tensor lse = random_tensor(DType::kF32, {kTokens}, "lse");
+    const Tensor sum = random_tensor(DType::kF32, {kGroups, kExperts}, "sum");
+    Tensor count(DType::kI64, {kGroups, kExperts});
+    for (int64_t i = 0; i < kGroups * kExperts; ++i) count.as<int64_t>()[i] = (i * 7) % 11;
+    Tensor aux(DType::kF64, {kGroups}), z(DType::kF64, {kGroups});
+    Tensor load(DType::kI64, {kExperts}), dscore(DType::kF32, {kGroups, kExperts});
+    fill_nan(dscore);
+    run(
+        context,
+        [&](Context& at, AnyView count_GE, AnyView sum_GE, AnyView lse_T, AnyView aux_G,
+            AnyView z_G, AnyView load_E, AnyView dscore_GE) {
+          balance_losses(at, count_GE, sum_GE, lse_T, groups, kTopK, kWeight, aux_G, z_G, load_E,
+                         dscore_GE);
+        },
+        count, sum, lse, aux, z, load, dscore);
+    Expected gradient;
+    for (int64_t g = 0; g < kGroups; ++g) {
+      const auto begin = groups[static_cast<size_t>(g)], end = groups[static_cast<size_t>(g) + 1];
+      const auto tokens = static_cast<double>(end - begin);
+      const double scale = end > begin ? kExperts / (kTopK * tokens * tokens) : 0;
+      double losses = 0, squares = 0;
+      for (int64_t e = 0; e < kExperts; ++e) {
+        const double share = scale * static_cast<double>(count.as<int64_t>()(g, e));
+        losses += share * element(sum, g * kExperts + e);
+        gradient.push(kWeight * share, 1e-7 * kWeight * share + 1e-30);
+      }
+      for (int64_t t = begin; t < end; ++t) squares += element(lse, t) * element(lse, t);
+      CHECK(aux.as<double>()[g] == Approx(losses).epsilon(1e-12).margin(1e-12));
+      CHECK(z.as<double>()[g] == Approx(squares).epsilon(1e-12).margin(1e-12));
+    }
+    check_close("dscore_GE", dscore, gradient);
+    for (int64_t e = 0; e < kExperts; ++e) {
+      int64_t total = 0;
+      for (int64_t g = 0; g < kGroups; ++g) total += count.as<int64_t>()(g, e);
+      CHECK(load.as<int64_t>()[e] == total);
+    }
+  });
+}
+
 TEST_CASE("a token's routing does not depend on its neighbours or on threads", "[router]") {
   for (Isa isa : supported_isas()) {
     const Case c{2000, 24, {.top_k = 3}, true};

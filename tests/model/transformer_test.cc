@@ -73,9 +73,10 @@ class Harness {
     }
     double total = 0;
     for (int64_t t = 0; t < loss_.shape()[0]; ++t) total += loss_.as<float>()[t];
-    for (const BlockActivations& block : saved_.blocks) {
-      for (double aux : block.moe.balance.aux_G) total += weights_.aux_per_group * aux;
-      for (double z : block.moe.balance.z_G) total += weights_.z_per_token * z;
+    for (const BalanceRecord& record :
+         balance_records(context_, saved_, batch_.groups().balance_groups())) {
+      for (double aux : record.aux_G) total += weights_.aux_per_group * aux;
+      for (double z : record.z_G) total += weights_.z_per_token * z;
     }
     return total;
   }

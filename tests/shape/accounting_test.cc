@@ -157,6 +157,7 @@ TEST_CASE("bytes by category") {
   CHECK(m.gradients == 4 * (2240 - 240));
   CHECK(m.master == 4 * (low - 240 + 32));
   CHECK(m.moments == 8 * 2240 / 4.0);
+  CHECK(degu::count_memory(s, {.bytes_per_moment = 2}).moments == 4 * 2240);
   CHECK(m.router_bias == 0);
   CHECK_THROWS_AS(degu::count_memory(s, {.ranks = 3, .expert_parallel = 2}), degu::ConfigError);
   CHECK_THROWS_AS(degu::count_memory(s, {.ranks = 3, .expert_parallel = 3}), degu::ConfigError);

@@ -1,4 +1,4 @@
-"""third_party/debian.txt and the table in third_party/README.md name the same packages."""
+"""third_party/debian.txt and the table in third_party/README.md name the same packages; Dependencies.cmake agrees."""
 
 import pathlib
 import re
@@ -17,6 +17,14 @@ def main() -> int:
     for name, cells in rows:
         if len([cell for cell in cells.split(" | ") if cell.strip()]) != 3:
             problems.append(f"{name}: needs version, licence and reason")
+    licences = {name: cells.split(" | ")[1] for name, cells in rows if cells.count(" | ") == 2}
+    # Of each degu_dependency() the licence and the package.
+    found = re.findall(r"^degu_dependency\([^)]*?LICENCE (\S+) DEBIAN (\S+)",
+                       (FOLDER / "Dependencies.cmake").read_text(encoding="utf-8"), re.MULTILINE)
+    problems += [f"Dependencies.cmake: {package} has licence {licence}, README.md says {licences.get(package)}"
+                 for licence, package in found if licences.get(package) != licence]
+    if not found:
+        problems.append("Dependencies.cmake: no dependency was read")
     for problem in problems:
         print(problem)
     print(f"{len(listed)} packages, {len(problems)} problems")

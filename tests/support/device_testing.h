@@ -21,7 +21,7 @@ namespace degu::testing {
 inline bool has_gpu() {
   static const bool present = [] {
     const bool found = device_count(DeviceType::kCuda) > 0;
-    if (!found) std::puts("skipped: no CUDA device (GPU cases of the operator tests)");
+    if (!found) std::puts("skipped: no CUDA device (GPU cases)");
     return found;
   }();
   return present;

@@ -1,3 +1,5 @@
-// The one translation unit that carries Catch2's runner.
-#define CATCH_CONFIG_MAIN
-#include <catch2/catch.hpp>
+#include "tests/support/session.h"
+
+int main(int argc, char** argv) {
+  return degu::test::run_session(argc, argv);
+}

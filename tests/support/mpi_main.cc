@@ -1,13 +1,11 @@
-// Catch2's runner for binaries that mpirun starts: MPI begins before the tests and ends after them,
+// The main of binaries that mpirun starts: MPI begins before the tests and ends after them,
 // and only rank 0 reports unless a rank fails.
-#define CATCH_CONFIG_RUNNER
-#include <catch2/catch.hpp>
-
 #include <cstdio>
 #include <iostream>
 #include <sstream>
 
 #include "comm/world.h"
+#include "tests/support/session.h"
 
 int main(int argc, char** argv) {
   return degu::run_as_job([&] {
@@ -15,7 +13,7 @@ int main(int argc, char** argv) {
     std::ostringstream report;
     std::streambuf* console = nullptr;
     if (world.rank() != 0) console = std::cout.rdbuf(report.rdbuf());
-    const int failures = Catch::Session().run(argc, argv);
+    const int failures = degu::test::run_session(argc, argv);
     if (console != nullptr) std::cout.rdbuf(console);
     if (failures != 0) {
       if (world.rank() != 0)

@@ -67,6 +67,31 @@ TEST_CASE("layouts and recomputation leave no trace on the GPU either", "[device
   }
 }
 
+// How often the host waits for the GPU in one step of a model with so many layers.
+int64_t waits_of_a_step(int layers) {
+  RunConfig config = tiny_run();
+  config.model.layers = layers;
+  const TokenDataset dataset(config.data.paths);
+  config = resolve_config(config, dataset);
+  int64_t waits = 0;
+  run_as_threads(1, [&](Communicator& ranks) {
+    testing::RankOnDevice own(ranks, {.device = kGpu});
+    Trainer trainer(config, dataset, own.world, own.context);
+    trainer.step();
+    const int64_t before = own.context.device_state()->host_syncs();
+    trainer.step();
+    waits = own.context.device_state()->host_syncs() - before;
+  });
+  return waits;
+}
+
+TEST_CASE("with all experts here a layer asks nothing of the host", "[device]") {
+  if (!testing::has_gpu()) return;
+  const int64_t of_one = waits_of_a_step(1);
+  CHECK(of_one > 0);  // for losses and the norm: waits are counted
+  CHECK(waits_of_a_step(3) == of_one);
+}
+
 TEST_CASE("a checkpoint goes on where the other device left it", "[device]") {
   if (!testing::has_gpu()) return;
   const RunConfig config = tiny_run(Precision::kFp32);

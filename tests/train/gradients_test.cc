@@ -25,7 +25,7 @@ TEST_CASE("leaves are joined in the binary tree over their indices") {
   const ModelShape shape = testing::tiny_shape();
   ParameterSet parameters(context, shape, DType::kBF16, {0, shape.moe.experts}, true);
   for (int64_t leaves : {1, 2, 4, 8, 16}) {
-    for (const Region& region : parameters.regions()) {
+    for (const ParameterRegion& region : parameters.regions()) {
       GradientRegion sink(context, region, 1, leaves, true);
       for (int step = 0; step < 2; ++step) {
         for (int64_t leaf = 0; leaf < leaves; ++leaf) {
@@ -55,7 +55,7 @@ TEST_CASE("slots of one leaf are joined as neighbours in the tree") {
   Context context;
   const ModelShape shape = testing::tiny_shape();
   ParameterSet parameters(context, shape, DType::kBF16, {0, 2}, true);
-  for (const Region& region : parameters.regions()) {
+  for (const ParameterRegion& region : parameters.regions()) {
     if (region.kind != RegionKind::kExperts) continue;
     const int64_t slots = 4;
     GradientRegion sink(context, region, slots, 1, true);

@@ -112,6 +112,9 @@ TEST_CASE("a later key that is set makes another configuration") {
   CHECK(identity_text(replayed) != plain);
   CHECK(identity_text(replayed).find("replay_routes: routes.jsonl\n") != std::string::npos);
   CHECK(identity_text(replayed).find("record_routes") == std::string::npos);
+  RunConfig rounded = first_sweep();
+  rounded.train.optimizer.moments = Precision::kBf16;
+  CHECK(identity_text(rounded).find("    moments: bf16\n") != std::string::npos);
   RunConfig seeded = first_sweep();
   seeded.train.seed = 2;
   CHECK(identity_text(seeded) != plain);

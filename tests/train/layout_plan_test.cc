@@ -40,7 +40,9 @@ TEST_CASE("planned memory is what the trainer of the layout reserves", "[layout]
   for (bool reproducible : {true, false}) {
     for (const RankLayout& layout : layouts) {
       RunConfig config = resolved(tiny_run());
+      const Precision moments = reproducible ? Precision::kFp32 : Precision::kBf16;
       config.train.reproducible = reproducible;
+      config.train.optimizer.moments = moments;
       config.cluster.expert_parallel = layout.expert_parallel;
       config.train.micro_batch_sequences = layout.micro_sequences;
       const TokenDataset dataset(config.data.paths);
@@ -53,6 +55,7 @@ TEST_CASE("planned memory is what the trainer of the layout reserves", "[layout]
         CHECK(planned.parameters == static_cast<double>(trainer.parameters().bytes()));
         const Memory counted =
             count_memory(config.model, {.bytes_per_value = 2,
+                                        .bytes_per_moment = moments == Precision::kBf16 ? 2 : 4,
                                         .bias_balancing = true,
                                         .ranks = layout.ranks,
                                         .expert_parallel = layout.expert_parallel});
@@ -95,6 +98,9 @@ TEST_CASE("one rank computes and updates, and exchanges nothing", "[layout]") {
         Approx(s.compute * 4 / 3));
   const double n = static_cast<double>(count_parameters(config.model).total());
   CHECK(s.update == Approx((28 + 4 + 2 * 2) * n / 1e11));
+  RunConfig rounded = config;
+  rounded.train.optimizer.moments = Precision::kBf16;
+  CHECK(step_seconds(rounded, cluster(1, 1), {}).update == Approx((20 + 4 + 2 * 2) * n / 1e11));
 }
 
 TEST_CASE("what several ranks exchange", "[layout]") {

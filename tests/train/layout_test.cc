@@ -55,6 +55,7 @@ std::vector<Variant> variants() {
     c.model.qk_norm = true;
     c.model.mup_base_width = 16;
   });
+  add("bf16 moments", [](RunConfig& c) { c.train.optimizer.moments = Precision::kBf16; });
   return all;
 }
 

@@ -10,6 +10,7 @@ using namespace degu::testing;
 
 TEST_CASE("a run that was stopped and resumed on another layout ends with the same bits") {
   RunConfig config = tiny_run();
+  config.train.optimizer.moments = GENERATE(Precision::kFp32, Precision::kBf16);
   config.train.checkpoint_every = 4;
   const std::string whole = fresh_folder();
   const RunResult expected = run(config, {.ranks = 1}, {.folder = whole});
@@ -31,6 +32,63 @@ TEST_CASE("a run that was stopped and resumed on another layout ends with the sa
   check_same_checkpoint(expected.checkpoint, last.checkpoint);
   std::filesystem::remove_all(whole);
   std::filesystem::remove_all(parts);
+}
+
+TEST_CASE("bf16 moments train as fp32 ones do") {
+  RunConfig config = tiny_run(Precision::kFp32);
+  config.train.steps = 60;
+  config.train.optimizer.beta2 = GENERATE(0.95, 0.999);
+  const Trained exact = train(config, {.ranks = 1});
+  config.train.optimizer.moments = Precision::kBf16;
+  const Trained rounded = train(config, {.ranks = 1});
+  const auto loss = [](const Trained& run, size_t step) { return run.numbers[5 * step]; };
+  CHECK(loss(rounded, 0) == loss(exact, 0));
+  CHECK(loss(rounded, 59) != loss(exact, 59));
+  CHECK(loss(exact, 59) < loss(exact, 0) - 0.5);
+  for (size_t step = 0; step < 60; ++step) {
+    CHECK(loss(rounded, step) == Approx(loss(exact, step)).epsilon(0.01));
+  }
+  CHECK(rounded.numbers.back() == Approx(exact.numbers.back()).epsilon(0.005));
+}
+
+TEST_CASE("a checkpoint's moments become those of the run that goes on") {
+  const auto stored = [](const std::string& checkpoint, DType type) {
+    CheckpointReader reader(checkpoint);
+    std::map<std::string, Tensor> moments;
+    for (const auto& info : reader.list()) {
+      if (!info.name.starts_with(kOptimizerPrefix)) continue;
+      INFO(info.name);
+      REQUIRE(info.dtype == type);
+      reader.read(info.name, moments.emplace(info.name, Tensor(type, info.shape)).first->second);
+    }
+    REQUIRE(!moments.empty());
+    return moments;
+  };
+  const std::string first = fresh_folder(), second = fresh_folder(), third = fresh_folder();
+  RunConfig config = tiny_run();
+  const RunResult exact = run(config, {.ranks = 1}, {.folder = first, .stop_after = 5});
+  // Nothing is trained between reading and writing.
+  config.train.optimizer.moments = Precision::kBf16;
+  const RunResult rounded =
+      run(config, {.ranks = 2, .expert_parallel = 2},
+          {.folder = second, .branch_from = exact.checkpoint, .stop_after = 5});
+  config.train.optimizer.moments = Precision::kFp32;
+  const RunResult back = run(config, {.ranks = 2},
+                             {.folder = third, .branch_from = rounded.checkpoint, .stop_after = 5});
+  const auto was = stored(exact.checkpoint, DType::kF32);
+  const auto is = stored(rounded.checkpoint, DType::kBF16);
+  const auto again = stored(back.checkpoint, DType::kF32);
+  for (const auto& [name, before] : was) {
+    INFO(name);
+    int64_t wrong = 0;
+    for (int64_t i = 0; i < before.view().elements(); ++i) {
+      const bf16 kept = is.at(name).as<bf16>()[i];
+      wrong += !(kept == bf16(before.as<float>()[i]));
+      wrong += again.at(name).as<float>()[i] != static_cast<float>(kept);
+    }
+    CHECK(wrong == 0);
+  }
+  for (const std::string& folder : {first, second, third}) std::filesystem::remove_all(folder);
 }
 
 TEST_CASE("a folder that holds a run is not written over") {
