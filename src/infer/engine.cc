@@ -168,7 +168,7 @@ RequestId Engine::submit(Request request, EventSink sink) {
   }
   auto live = std::make_unique<Live>(std::move(request), std::move(sink), tokenizer_, vocab);
   const std::lock_guard lock(mutex_);
-  if (closed_) throw QueueFull("the engine takes no more requests");
+  if (closed_) throw EngineClosed();
   if (published_.waiting + static_cast<int64_t>(submitted_.size()) >= options_.max_waiting) {
     throw QueueFull(
         fmt::format("{} requests are waiting already; try again later", options_.max_waiting));

@@ -53,6 +53,12 @@ class QueueFull : public Error {
   explicit QueueFull(const std::string& message) : Error(ExitCode::kFailure, message) {}
 };
 
+// Thrown by `submit` once the engine is ending: ask another one.
+class EngineClosed : public Error {
+ public:
+  EngineClosed() : Error(ExitCode::kFailure, "the engine takes no more requests") {}
+};
+
 struct EngineStats {
   int64_t running = 0;
   int64_t waiting = 0;
@@ -85,8 +91,8 @@ class Engine {
   Engine& operator=(const Engine&) = delete;
 
   // ConfigError when the request cannot be served at all (empty or too long a prompt, a token
-  // outside the vocabulary, a parameter outside its range); QueueFull when the queue is full or the
-  // engine has stopped.
+  // outside the vocabulary, a parameter outside its range); QueueFull when the queue is full;
+  // EngineClosed after drain, request_stop or stop.
   RequestId submit(Request request, EventSink sink);
   void cancel(RequestId id);  // unknown and finished ids are ignored
   EngineStats stats() const;

@@ -30,6 +30,7 @@ using nlohmann::json;
 
 // What a refused client is told to wait: about the time of one answer.
 constexpr int kRetrySeconds = 1;
+constexpr const char* kEnding = "the server is ending";
 
 struct Endpoint {
   const char* path;
@@ -197,6 +198,8 @@ void Server::Impl::add_routes() {
       answer(r, error);
     } catch (const QueueFull& error) {
       answer(r, too_many_requests(error.what(), kRetrySeconds));
+    } catch (const EngineClosed&) {  // since the request was let in
+      answer(r, unavailable(kEnding, kRetrySeconds));
     } catch (const ConfigError& error) {  // what the engine refuses
       answer(r, invalid_request({}, error.what()));
     } catch (const std::exception& error) {
@@ -360,7 +363,7 @@ std::string Server::Impl::not_ready() const {
     const std::lock_guard lock(mutex);
     if (!failure.empty()) return failure;
   }
-  if (draining) return "the server is ending";
+  if (draining) return kEnding;
   return engine.stats().failure;
 }
 

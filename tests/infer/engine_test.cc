@@ -333,7 +333,7 @@ TEST_CASE("many threads submit and cancel; every request ends once") {
   CHECK(ended == kThreads * kEach);
   CHECK(wrong == 0);
   CHECK(engine.stats().pages_in_use == 0);
-  CHECK_THROWS_AS(engine.submit({.prompt = {5}}, [](Event&&) {}), QueueFull);
+  CHECK_THROWS_AS(engine.submit({.prompt = {5}}, [](Event&&) {}), EngineClosed);
 }
 
 TEST_CASE("stopping ends what is running") {

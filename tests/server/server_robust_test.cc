@@ -330,6 +330,14 @@ TEST_CASE("an orderly end under load answers everything that was accepted") {
   CHECK(served.engine.stats().pages_in_use == 0);
 }
 
+TEST_CASE("a request that was let in just before the engine ended is told so") {
+  Served served;
+  served.engine.stop();  // the server does not know it yet
+  const auto answer = served.post("/v1/completions", long_request(3));
+  CHECK(answer->status == 503);
+  CHECK(answer->has_header("Retry-After"));
+}
+
 TEST_CASE("while ending, readiness fails and new requests are refused") {
   Served served(small_options(), kLongAnswers);
   RawClient running(served.port);
