@@ -123,7 +123,7 @@ class Bench {
                            {0, shape_.moe.experts});
     load_seconds_ = timer.seconds();
     load_peak_ = peak_bytes();
-    model_ = std::make_unique<Transformer>(*parameters_, nullptr, false);
+    model_ = std::make_unique<Transformer>(*parameters_);
     const int64_t most = *std::max_element(options.streams.begin(), options.streams.end());
     const PassLimits limits{.rows = std::max(options.prompt, most), .logit_rows = most};
     const int64_t pages = std::max(kv_pages_for(options.prompt), most * pages_per_stream());

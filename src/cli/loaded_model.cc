@@ -29,8 +29,7 @@ void LoadedModel::load(Job& job, int expert_parallel, const PlacementArguments& 
   parameters = load_for_inference(
       job.context(), reader, config.model, activation_type(config.train.precision), experts,
       settle_placement(job, reader, config.model, expert_parallel, placement));
-  model = std::make_unique<Transformer>(*parameters, expert_parallel > 1 ? &mesh->ep() : nullptr,
-                                        /*unit_slots=*/false);
+  model = std::make_unique<Transformer>(*parameters, ExpertSpread{.group = &mesh->ep()});
 }
 
 std::unique_ptr<ParameterSet> LoadedModel::load_whole(Context& context) {

@@ -76,7 +76,7 @@ MeasuredMemory measure_serving(const std::string& folder, const PlanServeArgumen
     }
     size_t before = 0;
     alone(group, 0, [&] { before = anonymous_bytes(); });
-    const Transformer model(*parameters, group.size() > 1 ? &group : nullptr, false);
+    const Transformer model(*parameters, {.group = &group});
     const PassLimits limits{.rows = a.pass_tokens, .logit_rows = a.pass_tokens};
     const DType kv = a.kv == "int8" ? DType::kI8 : parameters->activation();
     ModelRunner runner(context, *parameters, model, limits, kv, static_cast<int32_t>(out.pages));

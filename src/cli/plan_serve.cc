@@ -91,7 +91,7 @@ RankMemory measure_rank(Communicator& group, const ServedModel& model, const Pla
     m.experts = each;
   }
   ParameterSet parameters(context, model.shape, activation, {m.first_expert, m.experts}, schemes);
-  const Transformer transformer(parameters, group.size() > 1 ? &group : nullptr, false);
+  const Transformer transformer(parameters, {.group = &group});
   const PassLimits limits{.rows = a.pass_tokens, .logit_rows = a.pass_tokens};
   m.weights = parameters.bytes();
   m.workspace = ModelRunner::workspace_bytes(parameters, transformer, limits);

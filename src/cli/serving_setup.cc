@@ -215,7 +215,7 @@ void ServingSetup::load_draft() {
                       model_.folder);
   }
   d.parameters = d.model.load_whole(job_.context());
-  d.transformer = std::make_unique<Transformer>(*d.parameters, nullptr, false);
+  d.transformer = std::make_unique<Transformer>(*d.parameters);
   const auto pages = static_cast<int32_t>((arguments_.max_running) * (kv_pages_for(context_) + 1));
   const PassLimits limits{.rows = limits_.rows, .logit_rows = arguments_.max_running};
   d.runner = std::make_unique<ModelRunner>(job_.context(), *d.parameters, *d.transformer, limits,

@@ -45,8 +45,8 @@ BlockModel::BlockModel(Context& context, CheckpointReader& reader, const ModelSh
         return name.empty() ? name : std::string(kModelPrefix) + name;
       },
       *parameters_);
-  model_ = std::make_unique<Transformer>(*parameters_, routed ? group : nullptr,
-                                         /*unit_slots=*/false);
+  model_ =
+      std::make_unique<Transformer>(*parameters_, ExpertSpread{.group = routed ? group : nullptr});
   Arena counter = Arena::measuring();
   layout(counter, context, *model_, most_tokens, nullptr);
   arena_ = Arena(counter.used());

@@ -375,7 +375,7 @@ ParityReport check_parity(Context& context, ParameterSet& parameters,
   require_servable(parameters.shape());
   ParityReport report;
   for (const char* name : kPathNames) report.paths.push_back({.name = name});
-  const Transformer model(parameters, nullptr, false);
+  const Transformer model(parameters);
   std::vector<std::vector<Sequence>> expected;
   const auto check_in = [&](Context& own) {
     ModelRunner runner = make_runner(own, parameters, model, options);
@@ -405,8 +405,8 @@ ParityReport check_expert_parity(Communicator& group, Context& context, Paramete
                                  ParameterSet& part, const ParityOptions& options) {
   ParityReport report;
   report.paths.push_back({.name = fmt::format("experts over {} ranks", group.size())});
-  const Transformer reference_model(whole, nullptr, false);
-  const Transformer model(part, &group, false);
+  const Transformer reference_model(whole);
+  const Transformer model(part, {.group = &group});
   ModelRunner runner = make_runner(context, part, model, options);
   const auto rank = static_cast<uint64_t>(group.rank());
   for (int round = 0; round < options.rounds; ++round) {

@@ -53,12 +53,13 @@ std::vector<BalanceRecord> balance_records(Context& context, const Activations& 
     records.push_back({.aux_G = {aux, aux + groups},
                        .z_G = {z, z + groups},
                        .load_E = {load, load + load_LE.dim(1)},
-                       .dropped = block.moe.dispatch.dropped});
+                       .dropped = block.moe.dispatch.dropped,
+                       .extra_rounds = static_cast<int64_t>(block.moe.dispatch.rounds.size()) - 1});
   }
   return records;
 }
 
-Transformer::Transformer(ParameterSet& parameters, Communicator* expert_group, bool unit_slots)
+Transformer::Transformer(ParameterSet& parameters, const ExpertSpread& spread)
     : shape_(parameters.shape()), parameters_(parameters) {
   for (int layer = 0; layer < shape_.layers; ++layer) {
     const std::string name = "blocks." + std::to_string(layer) + ".";
@@ -67,9 +68,8 @@ Transformer::Transformer(ParameterSet& parameters, Communicator* expert_group, b
                 .dense = std::nullopt,
                 .moe = nullptr};
     if (shape_.is_moe_layer(layer)) {
-      block.moe =
-          std::make_unique<MoeLayer>(shape_, moe_parameters(parameters, name + "moe."),
-                                     expert_group, unit_slots, parameters.placement().slots(layer));
+      block.moe = std::make_unique<MoeLayer>(shape_, moe_parameters(parameters, name + "moe."),
+                                             spread, parameters.placement().slots(layer));
     } else {
       block.dense.emplace(feed_forward_parameters(parameters, name + "ffn."));
     }

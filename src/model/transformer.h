@@ -49,9 +49,7 @@ std::vector<BalanceRecord> balance_records(Context& context, const Activations& 
 
 class Transformer {
  public:
-  // `expert_group`: the ranks over which experts are spread; null: all here. `unit_slots`: weight
-  // gradients of experts keep one slot per source rank (moe/dispatch.h).
-  Transformer(ParameterSet& parameters, Communicator* expert_group, bool unit_slots);
+  explicit Transformer(ParameterSet& parameters, const ExpertSpread& spread = {});
 
   const ModelShape& shape() const { return shape_; }
   // muP's factor on the logits.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <numeric>
 
 #include "base/timer.h"
@@ -15,6 +16,10 @@ size_t at(int64_t i) {
   return static_cast<size_t>(i);
 }
 
+int64_t sum(std::span<const int64_t> counts) {
+  return std::accumulate(counts.begin(), counts.end(), int64_t{0});
+}
+
 // all_to_all_rows, its time added to `seconds`.
 void exchange(Communicator& group, Context& context, AnyView send, Counts send_rows, AnyView recv,
               Counts recv_rows, double& seconds) {
@@ -25,13 +30,20 @@ void exchange(Communicator& group, Context& context, AnyView send, Counts send_r
 
 }  // namespace
 
-Dispatch::Dispatch(Communicator* group, int64_t experts, int64_t top_k, bool unit_slots,
+const DispatchRound& DispatchState::only_round() const {
+  DEGU_DCHECK(rounds.size() == 1);
+  return rounds.front();
+}
+
+Dispatch::Dispatch(const ExpertSpread& spread, int64_t experts, int64_t top_k,
                    std::span<const int32_t> slot_E)
-    : group_(group),
-      ranks_(group == nullptr ? 1 : group->size()),
+    : group_(spread.group),
+      ranks_(spread.group == nullptr ? 1 : spread.group->size()),
+      rank_(spread.group == nullptr ? 0 : spread.group->rank()),
       experts_(experts),
       top_k_(top_k),
-      unit_slots_(unit_slots),
+      unit_slots_(spread.unit_slots),
+      headroom_(spread.headroom),
       slot_E_(slot_E.begin(), slot_E.end()) {
   if (experts_ % ranks_ != 0) {
     throw ConfigError(
@@ -42,7 +54,11 @@ Dispatch::Dispatch(Communicator* group, int64_t experts, int64_t top_k, bool uni
 }
 
 int64_t Dispatch::most_rows(int64_t tokens) const {
-  return ranks_ * tokens * std::min(top_k_, experts_here());
+  const int64_t worst = ranks_ * tokens * std::min(top_k_, experts_here());
+  if (headroom_ == 0) return worst;
+  // At least what one rank can send to one expert: these rows are not parted.
+  const double even = headroom_ * static_cast<double>(tokens * top_k_);
+  return std::min(worst, std::max(tokens, static_cast<int64_t>(std::ceil(even))));
 }
 
 DispatchState Dispatch::take(Arena& arena, int64_t tokens) const {
@@ -54,22 +70,20 @@ DispatchState Dispatch::take(Arena& arena, int64_t tokens) const {
     state.order_R = arena.take(DType::kI32, {most_rows(tokens)});
     state.place_R = arena.take(DType::kI32, {most_rows(tokens)});
   }
-  state.send_rows.resize(at(ranks_));
-  state.recv_rows.resize(at(ranks_));
-  state.expert_offsets.resize(at(experts_here() + 1));
   return state;
 }
 
-AnyView Dispatch::slots_of(Context& context, AnyView expert_TK) const {
-  if (slot_E_.empty()) return expert_TK;
-  const AnyView slot_TK = context.scratch().take(DType::kI32, expert_TK.shape);
+AnyView Dispatch::placed(Context& context, AnyView expert_TK,
+                         std::span<const int32_t> place_E) const {
+  if (place_E.empty()) return expert_TK;
+  const AnyView place_TK = context.scratch().take(DType::kI32, expert_TK.shape);
   const OnHost experts(context, expert_TK);
-  const OnHost slots = OnHost::unfilled(context, slot_TK);
+  const OnHost places = OnHost::unfilled(context, place_TK);
   const View<const int32_t> expert = experts.as<const int32_t>();
-  const View<int32_t> slot = slots.as<int32_t>();
-  for (int64_t i = 0; i < expert.elements(); ++i) slot[i] = slot_E_[at(expert[i])];
-  slots.put_back();
-  return slot_TK;
+  const View<int32_t> place = places.as<int32_t>();
+  for (int64_t i = 0; i < expert.elements(); ++i) place[i] = place_E[at(expert[i])];
+  places.put_back();
+  return place_TK;
 }
 
 AnyView Dispatch::offsets_by_unit(Context& context, const UnitSegments& units,
@@ -82,8 +96,8 @@ AnyView Dispatch::offsets_by_unit(Context& context, const UnitSegments& units,
 }
 
 UnitSegments Dispatch::segments(Context& context, const UnitSegments& units,
-                                const DispatchState& state) const {
-  UnitSegments out{.offsets = state.unit_offsets,
+                                const DispatchState& state, const DispatchRound& round) const {
+  UnitSegments out{.offsets = round.unit_offsets,
                    .groups = experts_here(),
                    .slots = slots(),
                    .units = state.units};
@@ -96,11 +110,84 @@ UnitSegments Dispatch::segments(Context& context, const UnitSegments& units,
 // Every row is sent and kept; where an expert's rows lie only the device knows.
 void Dispatch::plan_resident(int64_t rows, DispatchState& state) const {
   state.dropped = 0;
-  state.sent_rows = state.rows = state.send_rows[0] = state.recv_rows[0] = rows;
-  state.expert_offsets.assign(at(experts_ + 1), rows);
-  state.expert_offsets[0] = 0;
-  state.unit_offsets.assign(at(experts_ * state.units + 1), rows);
-  state.unit_offsets[0] = 0;
+  state.rounds.resize(1);
+  DispatchRound& round = state.rounds.front();
+  round.sent_rows = round.rows = rows;
+  round.send_rows = round.recv_rows = {rows};
+  round.expert_offsets.assign(at(experts_ + 1), rows);
+  round.expert_offsets[0] = 0;
+  round.unit_offsets.assign(at(experts_ * state.units + 1), rows);
+  round.unit_offsets[0] = 0;
+}
+
+std::vector<int64_t> Dispatch::gather_counts(Context& context, std::vector<int64_t>& sent_EU,
+                                             const DispatchState& state) const {
+  state.exchange_seconds = 0;
+  if (ranks_ == 1) return sent_EU;
+  const auto each = static_cast<int64_t>(sent_EU.size());
+  std::vector<int64_t> sent_PEU(at(ranks_ * each));
+  const Timer timer;
+  group_
+      ->all_gather(context, View<int64_t>(sent_EU.data(), {each}),
+                   View<int64_t>(sent_PEU.data(), {ranks_ * each}))
+      .wait();
+  state.exchange_seconds += timer.seconds();
+  return sent_PEU;
+}
+
+// Every rank comes to the same answer. An owner's rounds are filled in order of (expert, source).
+std::vector<int> Dispatch::assign_rounds(std::span<const int64_t> sent_PEU, int64_t most_rows,
+                                         int64_t units) const {
+  std::vector<int> round_PE(at(ranks_ * experts_), 0);
+  for (int64_t owner = 0; owner < ranks_; ++owner) {
+    int round = 0;
+    int64_t rows = 0;
+    for (int64_t e = owner * experts_here(); e < (owner + 1) * experts_here(); ++e) {
+      for (int64_t p = 0; p < ranks_; ++p) {
+        const int64_t n = sum(sent_PEU.subspan(at((p * experts_ + e) * units), at(units)));
+        if (rows + n > most_rows) {
+          ++round;
+          rows = 0;
+        }
+        rows += n;
+        round_PE[at(p * experts_ + e)] = round;
+      }
+    }
+  }
+  return round_PE;
+}
+
+// What this rank sends and gets in one round; first_sent is left to the caller.
+DispatchRound Dispatch::make_round(int index, std::span<const int64_t> sent_PEU,
+                                   std::span<const int> round_PE, int64_t units) const {
+  const int64_t here = experts_here();
+  DispatchRound round;
+  round.send_rows.assign(at(ranks_), 0);
+  round.recv_rows.assign(at(ranks_), 0);
+  round.received_PeU.assign(at(ranks_ * here * units), 0);
+  for (int64_t e = 0; e < experts_; ++e) {
+    if (round_PE[at(rank_ * experts_ + e)] != index) continue;
+    const int64_t n = sum(sent_PEU.subspan(at((rank_ * experts_ + e) * units), at(units)));
+    round.send_rows[at(e / here)] += n;
+    round.sent_rows += n;
+  }
+  for (int64_t e = 0; e < here; ++e) {
+    round.expert_offsets.push_back(round.rows);
+    for (int64_t p = 0; p < ranks_; ++p) {
+      const int64_t cell = p * experts_ + rank_ * here + e;
+      const bool travels = round_PE[at(cell)] == index;
+      for (int64_t u = 0; u < units; ++u) {
+        if (unit_slots_ || (p == 0 && u == 0)) round.unit_offsets.push_back(round.rows);
+        const int64_t n = travels ? sent_PEU[at(cell * units + u)] : 0;
+        round.received_PeU[at((p * here + e) * units + u)] = n;
+        round.recv_rows[at(p)] += n;
+        round.rows += n;
+      }
+    }
+  }
+  round.expert_offsets.push_back(round.rows);
+  round.unit_offsets.push_back(round.rows);
+  return round;
 }
 
 void Dispatch::plan(Context& context, AnyView expert_TK, int64_t capacity,
@@ -108,8 +195,11 @@ void Dispatch::plan(Context& context, AnyView expert_TK, int64_t capacity,
                     DispatchState& state) const {
   const ScratchScope scope(context.scratch());
   const AnyView dropped = context.scratch().take(DType::kI64, {1});
-  route_plan(context, slots_of(context, expert_TK), experts_, capacity, capacity_offsets,
-             state.offsets_E, state.row_TK.rows(0, expert_TK.dim(0)), state.token_R, dropped);
+  const auto sort = [&](std::span<const int32_t> place_E) {
+    route_plan(context, placed(context, expert_TK, place_E), experts_, capacity, capacity_offsets,
+               state.offsets_E, state.row_TK.rows(0, expert_TK.dim(0)), state.token_R, dropped);
+  };
+  sort(slot_E_);
   state.units = unit_slots_ ? units.units : 1;
   state.resident = context.device() != DeviceType::kCpu && ranks_ == 1 && capacity == 0;
   if (state.resident) return plan_resident(expert_TK.elements(), state);
@@ -121,97 +211,91 @@ void Dispatch::plan(Context& context, AnyView expert_TK, int64_t capacity,
     for (size_t i = 0; i < sent_EU.size(); ++i) {
       sent_EU[i] = begin[static_cast<int64_t>(i) + 1] - begin[static_cast<int64_t>(i)];
     }
-    state.sent_rows = begin[static_cast<int64_t>(sent_EU.size())];
   }
-  state.dropped = expert_TK.elements() - state.sent_rows;
-  const int64_t per_rank = experts_here() * state.units;
-  std::vector<int64_t> counts_PeU(sent_EU.size());
-  if (ranks_ == 1) {
-    counts_PeU = sent_EU;
-  } else {
-    const std::vector<int64_t> one(at(ranks_), 1);
-    state.exchange_seconds = 0;
-    exchange(*group_, context, View<int64_t>(sent_EU.data(), {ranks_, per_rank}), one,
-             View<int64_t>(counts_PeU.data(), {ranks_, per_rank}), one, state.exchange_seconds);
+  state.dropped = expert_TK.elements() - sum(sent_EU);
+  const std::vector<int64_t> sent_PEU = gather_counts(context, sent_EU, state);
+  const int64_t most = ranks_ == 1 ? expert_TK.elements() : state.order_R.elements();
+  const std::vector<int> round_PE = assign_rounds(sent_PEU, most, state.units);
+  const int rounds = 1 + *std::max_element(round_PE.begin(), round_PE.end());
+  state.rounds.clear();
+  int64_t first_sent = 0;
+  for (int i = 0; i < rounds; ++i) {
+    state.rounds.push_back(make_round(i, sent_PEU, round_PE, state.units));
+    state.rounds.back().first_sent = first_sent;
+    first_sent += state.rounds.back().sent_rows;
   }
-  for (int64_t p = 0; p < ranks_; ++p) {
-    auto total = [&](const std::vector<int64_t>& counts) {
-      const auto first = counts.begin() + p * per_rank;
-      return std::accumulate(first, first + per_rank, int64_t{0});
-    };
-    state.send_rows[at(p)] = total(sent_EU);
-    state.recv_rows[at(p)] = total(counts_PeU);
+  if (rounds == 1) return;
+  // Rows of one round become neighbours: experts are sorted by the round of this rank's rows.
+  const std::span<const int> mine = std::span(round_PE).subspan(at(rank_ * experts_), at(experts_));
+  std::vector<int32_t> by_round(at(experts_));
+  std::iota(by_round.begin(), by_round.end(), 0);
+  std::stable_sort(by_round.begin(), by_round.end(),
+                   [&](int32_t a, int32_t b) { return mine[at(a)] < mine[at(b)]; });
+  std::vector<int32_t> place_of_slot(at(experts_));
+  for (size_t i = 0; i < by_round.size(); ++i) {
+    place_of_slot[at(by_round[i])] = static_cast<int32_t>(i);
   }
-  state.rows = std::accumulate(state.recv_rows.begin(), state.recv_rows.end(), int64_t{0});
-  order_received(context, counts_PeU, state);
+  std::vector<int32_t> place_E = place_of_slot;
+  for (size_t e = 0; e < slot_E_.size(); ++e) place_E[e] = place_of_slot[at(slot_E_[e])];
+  sort(place_E);
 }
 
-// From counts by (source, expert, unit) to offsets by (expert, source, unit), and the permutation
-// between the order of arrival and the order of the experts.
-void Dispatch::order_received(Context& context, const std::vector<int64_t>& counts_PeU,
-                              DispatchState& state) const {
+// The permutation between the order of arrival, (source, expert, unit), and that of the experts,
+// (expert, source, unit).
+void Dispatch::begin(Context& context, const DispatchState& state,
+                     const DispatchRound& round) const {
+  if (ranks_ == 1) return;
   const int64_t here = experts_here();
   const int64_t units = state.units;
-  std::vector<int64_t> arrival(counts_PeU.size() + 1, 0);
-  std::partial_sum(counts_PeU.begin(), counts_PeU.end(), arrival.begin() + 1);
-
-  state.unit_offsets.clear();
-  const bool moved = ranks_ > 1;
-  const OnHost orders =
-      OnHost::unfilled(context, moved ? state.order_R.rows(0, state.rows) : AnyView{});
-  const OnHost places =
-      OnHost::unfilled(context, moved ? state.place_R.rows(0, state.rows) : AnyView{});
+  const std::vector<int64_t>& counts = round.received_PeU;
+  std::vector<int64_t> arrival(counts.size() + 1, 0);
+  std::partial_sum(counts.begin(), counts.end(), arrival.begin() + 1);
+  const OnHost orders = OnHost::unfilled(context, state.order_R.rows(0, round.rows));
+  const OnHost places = OnHost::unfilled(context, state.place_R.rows(0, round.rows));
+  const View<int32_t> order = orders.as<int32_t>();
+  const View<int32_t> place = places.as<int32_t>();
   int64_t row = 0;
   for (int64_t e = 0; e < here; ++e) {
-    state.expert_offsets[at(e)] = row;
     for (int64_t p = 0; p < ranks_; ++p) {
       for (int64_t u = 0; u < units; ++u) {
-        const int64_t from = (p * here + e) * units + u;
-        if (unit_slots_ || (p == 0 && u == 0)) state.unit_offsets.push_back(row);
-        if (moved) {
-          const View<int32_t> order = orders.as<int32_t>();
-          const View<int32_t> place = places.as<int32_t>();
-          for (int64_t i = 0; i < counts_PeU[at(from)]; ++i) {
-            order[row + i] = static_cast<int32_t>(arrival[at(from)] + i);
-            place[arrival[at(from)] + i] = static_cast<int32_t>(row + i);
-          }
+        const size_t from = at((p * here + e) * units + u);
+        for (int64_t i = 0; i < counts[from]; ++i) {
+          order[row + i] = static_cast<int32_t>(arrival[from] + i);
+          place[arrival[from] + i] = static_cast<int32_t>(row + i);
         }
-        row += counts_PeU[at(from)];
+        row += counts[from];
       }
     }
   }
-  state.expert_offsets[at(here)] = row;
-  state.unit_offsets.push_back(row);
-  if (!moved) return;
   orders.put_back();
   places.put_back();
 }
 
 void Dispatch::to_experts(Context& context, AnyView sent_RD, const DispatchState& state,
-                          AnyView expert_RD) const {
+                          const DispatchRound& round, AnyView expert_RD) const {
   if (ranks_ == 1) {
     DEGU_DCHECK(sent_RD.data == expert_RD.data);
     return;
   }
   const ScratchScope scope(context.scratch());
   const AnyView arrived =
-      context.scratch().take(sent_RD.dtype, {std::max<int64_t>(state.rows, 1), sent_RD.dim(1)});
-  exchange(*group_, context, sent_RD, state.send_rows, arrived, state.recv_rows,
+      context.scratch().take(sent_RD.dtype, {std::max<int64_t>(round.rows, 1), sent_RD.dim(1)});
+  exchange(*group_, context, sent_RD, round.send_rows, arrived, round.recv_rows,
            state.exchange_seconds);
-  gather_rows(context, arrived, state.order_R.rows(0, state.rows), expert_RD.rows(0, state.rows));
+  gather_rows(context, arrived, state.order_R.rows(0, round.rows), expert_RD.rows(0, round.rows));
 }
 
 void Dispatch::to_tokens(Context& context, AnyView expert_RD, const DispatchState& state,
-                         AnyView sent_RD) const {
+                         const DispatchRound& round, AnyView sent_RD) const {
   if (ranks_ == 1) {
     DEGU_DCHECK(sent_RD.data == expert_RD.data);
     return;
   }
   const ScratchScope scope(context.scratch());
   const AnyView leaving =
-      context.scratch().take(expert_RD.dtype, {std::max<int64_t>(state.rows, 1), expert_RD.dim(1)});
-  gather_rows(context, expert_RD, state.place_R.rows(0, state.rows), leaving.rows(0, state.rows));
-  exchange(*group_, context, leaving, state.recv_rows, sent_RD, state.send_rows,
+      context.scratch().take(expert_RD.dtype, {std::max<int64_t>(round.rows, 1), expert_RD.dim(1)});
+  gather_rows(context, expert_RD, state.place_R.rows(0, round.rows), leaving.rows(0, round.rows));
+  exchange(*group_, context, leaving, round.recv_rows, sent_RD, round.send_rows,
            state.exchange_seconds);
 }
 

@@ -20,7 +20,8 @@ struct MoeParameters {
   FeedForwardParameters shared;  // null without shared experts
 };
 
-// What the rows of routed experts leave: the most of a layer's memory.
+// What the rows of routed experts leave: the most of a layer's memory. The expert side has room for
+// one round (moe/dispatch.h); after several it holds the last one's rows.
 struct ExpertActivations {
   AnyView x_RD;                    // expert side: inputs of this rank's experts
   AnyView gate_RF, up_RF, act_RF;  // expert side
@@ -42,8 +43,8 @@ class MoeLayer {
  public:
   // `slot_E`: in which slots the experts of `parameters` lie (moe/expert_placement.h); empty: as
   // numbered.
-  MoeLayer(const ModelShape& shape, const MoeParameters& parameters, Communicator* expert_group,
-           bool unit_slots, std::span<const int32_t> slot_E = {});
+  MoeLayer(const ModelShape& shape, const MoeParameters& parameters, const ExpertSpread& spread,
+           std::span<const int32_t> slot_E = {});
 
   // `tokens`: the most in one pass. `experts`: memory that layers share; without it the layer has
   // its own. What the router measures has its place set by the caller, who reads it.
@@ -65,9 +66,16 @@ class MoeLayer {
  private:
   // From the residual rows to saved.experts, by the routes in saved.dispatch.
   void run_experts(Context& context, AnyView h_TD, const MoeActivations& saved) const;
+  // One round of it, up to act_RF.
+  void enter_experts(Context& context, AnyView h_TD, const MoeActivations& saved,
+                     const DispatchRound& round) const;
+  // dsent: gradient of the round's rows as they came back; becomes that of the rows as they left.
+  void experts_backward(Context& context, const UnitSegments& units, const MoeActivations& saved,
+                        const DispatchRound& round, AnyView dsent) const;
   int64_t capacity(const TokenGroups& groups) const;
   // The rows of h_TD that this rank's experts read, in the form that their products want.
-  SharedInput expert_input(Context& context, AnyView h_TD, const MoeActivations& saved) const;
+  SharedInput expert_input(Context& context, AnyView h_TD, const MoeActivations& saved,
+                           const DispatchRound& round) const;
   bool routes_locally() const { return dispatch_.ranks() == 1; }
 
   ModelShape shape_;

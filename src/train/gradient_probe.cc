@@ -44,7 +44,7 @@ GradientProbe probe_gradients(const RunConfig& original, CheckpointReader& check
                           {0, config.model.moe.experts}, /*training=*/true);
   load_values(context, checkpoint, parameters);
   parameters.pack(context);
-  const Transformer model(parameters, nullptr, /*unit_slots=*/false);
+  const Transformer model(parameters);
   Pass pass(context, model, plan, plan.micro_sequences, /*training=*/true);
 
   std::vector<std::unique_ptr<GradientRegion>> sinks;

@@ -65,8 +65,7 @@ TrainingMemory training_memory(const RunConfig& config, const Layout& layout) {
   const auto group = make_sizing_communicator(layout.ep_rank(), layout.expert_parallel());
   ParameterSet parameters(context, config.model, activation_type(config.train.precision),
                           local_experts(layout, config.model), /*training=*/true);
-  const Transformer model(parameters, group->size() > 1 ? group.get() : nullptr,
-                          config.train.reproducible);
+  const Transformer model(parameters, expert_spread(config, *group));
   const Pass training(context, model, plan, plan.micro_sequences, /*training=*/true);
   const Pass evaluation(context, model, plan, plan.micro_sequences, /*training=*/false);
   const TrainedRegions regions = make_regions(context, config, plan, layout, parameters);

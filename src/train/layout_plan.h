@@ -18,7 +18,7 @@ struct TrainingMemory {
   double parameters = 0;   // fp32 values, and what products read, forward and backward
   double gradients = 0;    // fp32; reproducible runs hold one more per level of the tree
   double moments = 0;      // this rank's shard of AdamW's two
-  double activations = 0;  // of one pass, rows of the experts at their worst case
+  double activations = 0;  // of one pass, rows of the experts for cluster.headroom
   double evaluation = 0;   // of one validation pass
   double logits = 0;       // of one chunk of the head
   double total() const {

@@ -54,6 +54,7 @@ nlohmann::json to_json(const StepResult& r) {
                       {"load_entropy", h.load_entropy},
                       {"dead_experts", h.dead_experts},
                       {"dropped", h.dropped},
+                      {"extra_rounds", h.extra_rounds},
                       {"load", h.load_E}});
   }
   nlohmann::json line = {{"step", r.step},

@@ -28,6 +28,12 @@ FlatLayout flat_layout(const ParameterRegion& region, ExpertRange experts, int s
 
 }  // namespace
 
+ExpertSpread expert_spread(const RunConfig& config, Communicator& group) {
+  return {.group = &group,
+          .unit_slots = config.train.reproducible,
+          .headroom = config.cluster.headroom};
+}
+
 ExpertRange local_experts(const Layout& layout, const ModelShape& shape) {
   if (shape.moe.experts == 0) return {};
   const Range range = layout.experts(shape.moe.experts);

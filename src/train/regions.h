@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "comm/mesh.h"
+#include "moe/dispatch.h"
 #include "optim/sharded_adamw.h"
 #include "train/gradients.h"
 #include "train/step_plan.h"
@@ -27,6 +28,8 @@ struct TrainedRegions {
   int64_t blocks = 0;             // of all regions
 };
 
+// How training spreads experts over `group`, the expert-parallel one.
+ExpertSpread expert_spread(const RunConfig& config, Communicator& group);
 // The experts that this rank holds.
 ExpertRange local_experts(const Layout& layout, const ModelShape& shape);
 // How the head cuts the rows of one pass, so that its logits stay small.

@@ -71,6 +71,7 @@ class Run {
   void restore(const std::string& folder);
   void write_front_matter();
   void log_step(const StepResult& step);
+  void count_rounds(const StepResult& step);
   void log_validation();
   void save();
   void write_trace() const;
@@ -92,7 +93,8 @@ class Run {
   double own_seconds_ = 0;  // in steps, since this start
   int64_t own_tokens_ = 0;
   int64_t own_steps_ = 0;
-  int64_t validated_ = -1;  // steps done at the last validation
+  int64_t extra_rounds_ = 0;  // LayerHealth's, since this start
+  int64_t validated_ = -1;    // steps done at the last validation
 };
 
 void Run::start() {
@@ -174,6 +176,17 @@ void Run::log_step(const StepResult& step) {
   line["utilisation"] =
       tokens_per_second() * trainer_.training_flops_per_token() / options_.peak_flops;
   metrics_->write(line);
+}
+
+void Run::count_rounds(const StepResult& step) {
+  const bool none_before = extra_rounds_ == 0;
+  for (const LayerHealth& layer : step.layers) extra_rounds_ += layer.extra_rounds;
+  if (extra_rounds_ == 0 || !none_before || !first()) return;
+  log_warn(
+      "step {}: the experts of one rank got more rows than cluster.headroom {} has memory for; "
+      "such "
+      "rows travel in further rounds (extra_rounds in metrics.jsonl)",
+      step.step, trainer_.config().cluster.headroom);
 }
 
 void Run::log_validation() {
@@ -260,6 +273,7 @@ RunResult Run::go() {
     if (routes_) routes_->write(trainer_.routes()->lines(step.step));
     result_.train_loss = step.loss;
     result_.skipped_steps += step.skipped;
+    count_rounds(step);
     const int64_t done = trainer_.next_step();
     if (step.step % t.log_every == 0 || trainer_.finished() || step.skipped) log_step(step);
     if (step.skipped && first()) {
@@ -287,6 +301,10 @@ RunResult Run::go() {
     }
   }
   progress.reset();
+  if (extra_rounds_ > 0 && first()) {
+    log_info("rows to experts took {} further rounds (cluster.headroom {})", extra_rounds_,
+             trainer_.config().cluster.headroom);
+  }
   result_.complete = trainer_.finished();
   if (validated_ != trainer_.next_step() && result_.complete) log_validation();
   const bool wanted = result_.complete ? options_.final_checkpoint : true;
@@ -319,8 +337,8 @@ RunConfig resolve_config(RunConfig config, const TokenDataset& dataset) {
 std::string identity_text(const RunConfig& config) {
   // The lines of keys in the order in which they came, with their indentation; each occurs once in
   // a run's YAML.
-  constexpr std::array kLater = {"  record_routes", "  replay_routes", "  recompute", "  device",
-                                 "    moments"};
+  constexpr std::array kLater = {"  record_routes", "  replay_routes", "  recompute",
+                                 "  device",        "    moments",     "  headroom"};
   std::string text = to_yaml(config);
   const std::string defaults = to_yaml(RunConfig{});
   for (const char* key : kLater) {

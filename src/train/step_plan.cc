@@ -94,6 +94,11 @@ void RunConfig::check() const {
         "scores to bias; set it to 0",
         train.balance.bias_update);
   }
+  if (cluster.headroom != 0 && !(cluster.headroom >= 1)) {
+    throw ConfigError(
+        "cluster.headroom is {}; even loads need 1, skewed ones more; 0: memory for the worst case",
+        cluster.headroom);
+  }
   if (model.moe.experts == 0 && (train.record_routes || !train.replay_routes.empty())) {
     throw ConfigError("train.{}: a dense model (model.moe.experts: 0) has no routes; leave it out",
                       train.record_routes ? "record_routes" : "replay_routes");

@@ -146,12 +146,17 @@ struct TrainConfig {
 struct ClusterConfig {
   DeviceType device = DeviceType::kCpu;
   int expert_parallel = 1;
+  double headroom = 2;
   int threads = 0;
 
   void fields(Fields& f) {
     f("device", device, "what computes: cpu, or cuda (a GPU per rank; docs/cuda.md)");
     f("expert_parallel", expert_parallel,
       "ranks over which the experts are spread; divides the ranks");
+    f("headroom", headroom,
+      "memory for rows of the experts of one rank, relative to even loads, when experts are "
+      "spread; "
+      "more rows travel in several rounds; 0: memory for the worst case");
     f("threads", threads, "threads per rank; 0: the node's cores divided by its ranks");
   }
 };

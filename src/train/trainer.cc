@@ -23,15 +23,16 @@ struct Trainer::StepSums {
         groups(plan.balance_groups()),
         experts(experts_per_layer),
         values(at(sequences + 2 * groups), 0.0),
-        counts(at(moe_layers * (experts + 1)), 0) {}
+        counts(at(moe_layers * (experts + 2)), 0) {}
 
   std::span<double> losses() { return std::span(values).first(at(sequences)); }
   std::span<double> aux() { return std::span(values).subspan(at(sequences), at(groups)); }
   std::span<double> z() { return std::span(values).last(at(groups)); }
   std::span<int64_t> load(int64_t layer) {
-    return std::span(counts).subspan(at(layer * (experts + 1)), at(experts));
+    return std::span(counts).subspan(at(layer * (experts + 2)), at(experts));
   }
-  int64_t& dropped(int64_t layer) { return counts[at(layer * (experts + 1) + experts)]; }
+  int64_t& dropped(int64_t layer) { return counts[at(layer * (experts + 2) + experts)]; }
+  int64_t& extra_rounds(int64_t layer) { return counts[at(layer * (experts + 2) + experts + 1)]; }
 
   void all_reduce(Context& context, Communicator& world) {
     // Every place has one non-zero contribution (losses) or is an integer: any order is exact.
@@ -44,7 +45,7 @@ struct Trainer::StepSums {
 
   int64_t sequences, groups, experts;
   std::vector<double> values;   // loss per sequence, then aux and z per balance group
-  std::vector<int64_t> counts;  // per MoE layer: load of each expert, dropped slots
+  std::vector<int64_t> counts;  // per MoE layer: load of each expert, dropped slots, further rounds
 };
 
 Trainer::Trainer(const RunConfig& config, const TokenDataset& dataset, Communicator& world,
@@ -56,8 +57,7 @@ Trainer::Trainer(const RunConfig& config, const TokenDataset& dataset, Communica
       plan_(plan_steps(config, mesh_.layout())),
       parameters_(context, config.model, activation_type(config.train.precision),
                   local_experts(mesh_.layout(), config.model), /*training=*/true),
-      model_(parameters_, mesh_.layout().expert_parallel() > 1 ? &mesh_.ep() : nullptr,
-             config.train.reproducible),
+      model_(parameters_, expert_spread(config, mesh_.ep())),
       reader_(dataset, config.data, plan_.batch_sequences),
       validation_(dataset, config.data),
       head_chunks_(training_head_chunks(plan_, config.model.vocab)),
@@ -133,7 +133,10 @@ void Trainer::record_balance(int64_t micro, StepSums& sums) {
       sums.z()[at(first_group) + g] += record.z_G[g];
     }
     for (size_t e = 0; e < record.load_E.size(); ++e) sums.load(layer)[e] += record.load_E[e];
-    sums.dropped(layer++) += record.dropped;
+    sums.dropped(layer) += record.dropped;
+    // All ranks of an expert group take the same rounds.
+    if (mesh_.layout().ep_rank() == 0) sums.extra_rounds(layer) += record.extra_rounds;
+    ++layer;
   }
 }
 
@@ -228,6 +231,7 @@ StepResult Trainer::summarise(StepSums& sums, int64_t counted) const {
     health.load_max_over_mean = slots > 0 ? most * experts / slots : 1;
     health.load_entropy = experts > 1 ? entropy / std::log(experts) : 1;
     health.dropped = sums.dropped(layer);
+    health.extra_rounds = sums.extra_rounds(layer);
     health.load_E.assign(load.begin(), load.end());
     result.layers.push_back(std::move(health));
   }

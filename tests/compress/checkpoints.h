@@ -62,7 +62,7 @@ inline Tensor logits(Context& context, const std::string& folder, const TinyBatc
   const int64_t here = shape.moe.experts / (group == nullptr ? 1 : group->size());
   const int64_t first = group == nullptr ? 0 : here * group->rank();
   const auto parameters = load_for_inference(context, reader, shape, type, {first, here});
-  const Transformer model(*parameters, group, false);
+  const Transformer model(*parameters, {.group = group});
   Arena arena(size_t{64} << 20);
   const auto tokens = static_cast<int64_t>(data.tokens.size());
   Activations saved = model.take(arena, tokens, 4, keep);

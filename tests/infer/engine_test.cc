@@ -185,7 +185,7 @@ TEST_CASE("experts over ranks: rank 0 schedules, the others follow") {
       ParameterSet part(context, shape, DType::kBF16, {group.rank() * here, here}, false);
       part.initialise(context, 7);
       part.pack(context);
-      const Transformer model(part, &group, false);
+      const Transformer model(part, {.group = &group});
       ModelRunner runner(context, part, model, {.rows = 40, .logit_rows = 40}, DType::kBF16, 6);
       if (group.rank() != 0) {
         GroupLanes::follow(group, context, runner);

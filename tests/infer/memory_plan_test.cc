@@ -49,7 +49,7 @@ TEST_CASE("no pass takes more scratch than predicted, and not much is predicted 
         ParameterSet parameters(context, c.shape, type, {0, c.shape.moe.experts},
                                 [&](const ParameterSpec&) { return scheme; });
         fill(context, parameters, scheme);
-        const Transformer model(parameters, nullptr, false);
+        const Transformer model(parameters);
         const PassLimits limits{.rows = 512, .logit_rows = 512};
         const size_t bound = scratch_bytes(threads, parameters, limits, 1);
         ModelRunner runner(context, parameters, model, limits, type, 8);

@@ -24,7 +24,7 @@ struct Bench {
   explicit Bench(int32_t pages, PassLimits limits = {.rows = 48, .logit_rows = 40},
                  const ModelShape& shape = shape_for_text(), uint64_t seed = 7)
       : parameters(context, shape, DType::kBF16, {0, shape.moe.experts}, false),
-        model(filled(seed), nullptr, false),
+        model(filled(seed)),
         runner(context, parameters, model, limits, DType::kBF16, pages),
         lane(context, runner) {}
 

@@ -45,7 +45,7 @@ class Harness {
   explicit Harness(const ModelShape& shape)
       : batch_({5, 9, 1, 17}, {2, 2}, shape.vocab),
         parameters_(context_, shape, DType::kF32, {0, shape.moe.experts}, true),
-        model_(parameters_, nullptr, true),
+        model_(parameters_, {.unit_slots = true}),
         arena_(size_t{64} << 20),
         gradients_(parameters_) {
     parameters_.initialise(context_, 1);
@@ -164,7 +164,7 @@ TEST_CASE("a token's output does not depend on the rest of the batch") {
   ParameterSet parameters(context, shape, DType::kBF16, {0, shape.moe.experts}, false);
   parameters.initialise(context, 1);
   parameters.pack(context);
-  const Transformer model(parameters, nullptr, false);
+  const Transformer model(parameters);
   auto outputs = [&](const TinyBatch& batch) {
     Arena arena(size_t{64} << 20);
     const auto tokens = static_cast<int64_t>(batch.tokens.size());
@@ -198,7 +198,7 @@ TEST_CASE("the accounting knows what a token leaves behind for the backward pass
     const ModelShape shape = c.shape.resolved();
     Context context;
     ParameterSet parameters(context, shape, DType::kF32, {0, shape.moe.experts}, true);
-    const Transformer model(parameters, nullptr, false);
+    const Transformer model(parameters);
     Arena arena = Arena::measuring();
     constexpr int64_t kTokens = 4096;
     model.take(arena, kTokens, 1, Keep::kAll);

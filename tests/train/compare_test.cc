@@ -15,7 +15,7 @@ using namespace degu::testing;
 struct Model {
   Model(Context& context, const RunConfig& config, uint64_t seed)
       : parameters(context, config.model, DType::kBF16, {0, config.model.moe.experts}, false),
-        model(parameters, nullptr, false) {
+        model(parameters) {
     parameters.initialise(context, seed);
     parameters.pack(context);
   }
@@ -89,9 +89,8 @@ TEST_CASE("a model compared with itself and with another one") {
         };
         const auto first = spread(1);
         const auto second = spread(2);
-        Communicator* group = expert_parallel > 1 ? &mesh.ep() : nullptr;
-        const Transformer of_first(*first, group, false);
-        const Transformer of_second(*second, group, false);
+        const Transformer of_first(*first, {.group = &mesh.ep()});
+        const Transformer of_second(*second, {.group = &mesh.ep()});
         const Comparison c =
             compare_models(own, {*first, of_first}, {*second, of_second}, plan, data, &world);
         if (to_json(c) != to_json(other)) throw NumericError("rank {} differs", world.rank());

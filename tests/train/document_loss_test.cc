@@ -30,7 +30,7 @@ TEST_CASE("documents add up to the evaluator's loss, and pairs compare") {
   for (uint64_t seed : {1u, 2u}) {
     ParameterSet parameters(context, config.model, DType::kBF16, {0, config.model.moe.experts},
                             false);
-    const Transformer model(parameters, nullptr, false);
+    const Transformer model(parameters);
     parameters.initialise(context, seed);
     parameters.pack(context);
     losses.push_back(document_losses(context, {parameters, model}, plan, data));

@@ -72,7 +72,7 @@ TEST_CASE("a model's own routes give its own bits; others give others, with the 
       ParameterSet parameters(context, shape, DType::kBF16, {0, shape.moe.experts}, true);
       parameters.initialise(context, 4);
       parameters.pack(context);
-      const Transformer model(parameters, nullptr, false);
+      const Transformer model(parameters);
       const SequenceBatch batch = text_of(37);
       const StepPlan plan{.sequence_length = 37,
                           .unit_sequences = 1,

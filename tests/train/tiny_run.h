@@ -79,7 +79,10 @@ inline RunConfig tiny_run(Precision precision = Precision::kBf16) {
 struct Trained {
   std::vector<double> numbers;
   std::map<std::string, std::vector<float>> values;
-  friend bool operator==(const Trained&, const Trained&) = default;
+  int64_t extra_rounds = 0;  // of exchanges; depends on the layout
+  friend bool operator==(const Trained& a, const Trained& b) {
+    return a.numbers == b.numbers && a.values == b.values;
+  }
 };
 
 struct RankLayout {
@@ -122,6 +125,7 @@ inline Trained train(RunConfig config, const RankLayout& layout, int64_t steps =
         for (double x : {r.loss, r.aux_loss, r.z_loss, r.gradient_norm, r.learning_rate}) {
           trained.numbers.push_back(x);
         }
+        for (const LayerHealth& layer : r.layers) trained.extra_rounds += layer.extra_rounds;
       }
     }
     const ValidationResult v = trainer.validate();
