@@ -40,21 +40,27 @@ Range Layout::units(int64_t units) const {
   return this->units(units, 1, 0);
 }
 
-Range Layout::units(int64_t units, int64_t micro_batches, int64_t micro_batch) const {
+Range Layout::units(int64_t units, int64_t micro_batches, int64_t micro_batch,
+                    UnitOrder order) const {
   const int64_t parts = ranks_ * micro_batches;
   if (micro_batches < 1 || units < 1 || units % parts != 0) {
     throw ConfigError("batch of {} units: must be a multiple of ranks x micro-batches, {} x {}",
                       units, ranks_, micro_batches);
   }
   const int64_t each = units / parts;
-  const int64_t begin = units / ranks_ * rank_ + each * micro_batch;
+  const int64_t run = order == UnitOrder::kRankMajor ? rank_ * micro_batches + micro_batch
+                                                     : micro_batch * ranks_ + rank_;
+  const int64_t begin = each * run;
   return {begin, begin + each};
 }
 
-bool Layout::aligned(int64_t units, int64_t micro_batches) const {
-  const int64_t per_rank = units / ranks_;
-  if (per_rank * ranks_ != units || per_rank % micro_batches != 0) return false;
-  return is_subtree(per_rank, units) && is_subtree(per_rank / micro_batches, units);
+bool Layout::aligned(int64_t units, int64_t micro_batches, UnitOrder order) const {
+  if (units % (ranks_ * micro_batches) != 0) return false;
+  // Slots of experts' gradients are joined within the ep group first.
+  if (!is_subtree(expert_parallel_, ranks_)) return false;
+  const int64_t first_sums = order == UnitOrder::kRankMajor ? ranks_ : micro_batches;
+  return is_subtree(units / first_sums, units) &&
+         is_subtree(units / (ranks_ * micro_batches), units);
 }
 
 Range Layout::shard(int64_t elements, int parts, int part) {

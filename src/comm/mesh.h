@@ -7,11 +7,20 @@
 //
 //   rank   0   1   2   3        expert_parallel 2: ep groups {0,1} {2,3}, edp groups {0,2} {1,3}
 //
-// A step's batch is U units (sequences, or a fixed number of them). Units go to ranks in rank-major
-// aligned runs, and within a rank to its micro-batches likewise: rank r of R holds units [r·U/R,
-// (r+1)·U/R), its micro-batch m of M holds U/(R·M) of them from r·U/R + m·U/(R·M). With runs of a
-// power of two (`aligned`) every sum over units is the same binary tree in every layout
-// (comm/tree.h).
+// A step's batch is U units (sequences, or a fixed number of them), which go to R ranks and their M
+// micro-batches in runs of U/(R·M):
+//
+//   rank-major   rank r holds units [r·U/R, (r+1)·U/R), and each of its micro-batches a run of
+//   those.
+//                For sums that each rank takes over its micro-batches first.
+//   pass-major   micro-batches m of all ranks hold units [m·U/M, (m+1)·U/M), and each rank a run of
+//                those. For sums that are taken over the ranks first.
+//
+//   8 units, 2 ranks, 2 micro-batches    rank-major: 0 1 | 2 3   4 5 | 6 7
+//                                        pass-major: 0 1 | 4 5   2 3 | 6 7
+//
+// With runs of a power of two (`aligned`) every sum over units is the same binary tree in every
+// layout (comm/tree.h).
 #pragma once
 
 #include <cstdint>
@@ -28,6 +37,8 @@ struct Range {
   bool contains(int64_t i) const { return i >= begin && i < end; }
   friend bool operator==(const Range&, const Range&) = default;
 };
+
+enum class UnitOrder : uint8_t { kRankMajor, kPassMajor };
 
 // The layout as seen by one rank; no communication.
 class Layout {
@@ -50,10 +61,11 @@ class Layout {
 
   // Units of a step of `units` in `micro_batches` per rank. ConfigError unless they divide evenly.
   Range units(int64_t units) const;
-  Range units(int64_t units, int64_t micro_batches, int64_t micro_batch) const;
-  // Whether the runs are subtrees of the tree over units, so that the layout leaves no trace in the
-  // bits.
-  bool aligned(int64_t units, int64_t micro_batches) const;
+  Range units(int64_t units, int64_t micro_batches, int64_t micro_batch,
+              UnitOrder order = UnitOrder::kRankMajor) const;
+  // Whether the runs, and those of an ep group, are subtrees of the tree over units, so that the
+  // layout leaves no trace in the bits.
+  bool aligned(int64_t units, int64_t micro_batches, UnitOrder order = UnitOrder::kRankMajor) const;
 
   // Even shards of a flat buffer, whole cache lines each except the last ones (ZeRO-1 over this
   // rank's group of `parts`): part p of `elements`.

@@ -55,6 +55,29 @@ TEST_CASE("units are dealt once, in order, in runs") {
   CHECK_THROWS_AS(Layout(0, 2, 1).units(6, 2, 0), ConfigError);
 }
 
+TEST_CASE("units go to passes first where sums are taken over ranks first") {
+  for (int ranks : {1, 2, 3, 4}) {
+    for (int64_t micro_batches : {1, 2, 4}) {
+      const int64_t units = 2 * ranks * micro_batches;
+      int64_t next = 0;
+      for (int64_t m = 0; m < micro_batches; ++m) {
+        for (int rank = 0; rank < ranks; ++rank) {
+          const Layout layout(rank, ranks, 1);
+          const Range run = layout.units(units, micro_batches, m, UnitOrder::kPassMajor);
+          CHECK(run == Range{next, next + 2});
+          next = run.end;
+        }
+      }
+      CHECK(next == units);
+      // Passes of 2 * ranks units each are subtrees, or there is one.
+      CHECK(Layout(0, ranks, 1).aligned(units, micro_batches, UnitOrder::kPassMajor) ==
+            (ranks != 3 || micro_batches == 1));
+    }
+  }
+  CHECK(Layout(0, 1, 1).aligned(12, 3, UnitOrder::kPassMajor));
+  CHECK_FALSE(Layout(0, 1, 1).aligned(12, 2, UnitOrder::kPassMajor));  // passes of 6
+}
+
 TEST_CASE("alignment: runs are powers of two, or the whole") {
   CHECK(Layout(0, 1, 1).aligned(6, 1));
   CHECK_FALSE(Layout(0, 1, 1).aligned(6, 2));  // runs of 3
@@ -62,6 +85,9 @@ TEST_CASE("alignment: runs are powers of two, or the whole") {
   CHECK(Layout(0, 3, 1).aligned(12, 2));  // three ranks of 4
   CHECK(Layout(0, 3, 1).aligned(12, 4));
   CHECK_FALSE(Layout(0, 4, 1).aligned(6, 1));
+  CHECK(Layout(0, 6, 2).aligned(12, 1));
+  CHECK_FALSE(Layout(0, 6, 3).aligned(12, 1));  // of an ep group's three ranks two are neighbours
+  CHECK(Layout(0, 3, 3).aligned(12, 1));
 }
 
 TEST_CASE("shards cover a buffer once") {
