@@ -146,6 +146,37 @@ std::vector<ParameterSpec> parameter_specs(const ModelShape& shape) {
   return list.take();
 }
 
+int block_of(const Parameter& parameter, int layers) {
+  switch (region_of(parameter.spec)) {
+    case RegionKind::kEmbedding:
+    case RegionKind::kHead:
+      return kNoBlock;
+    default:
+      return parameter.spec.layer < 0 ? layers - 1 : parameter.spec.layer;
+  }
+}
+
+std::vector<ParameterRegion> split_by_block(const ParameterRegion& region, int layers) {
+  std::vector<ParameterRegion> parts;
+  int open = 0;
+  for (size_t i = 0; i < region.members.size(); ++i) {
+    const int block = block_of(*region.members[i], layers);
+    if (i == 0 || block != open) {
+      parts.push_back({.kind = region.kind, .members = {}, .offsets = {0}, .values = {}});
+      open = block;
+    }
+    ParameterRegion& part = parts.back();
+    part.members.push_back(region.members[i]);
+    part.offsets.push_back(part.offsets.back() + region.offsets[i + 1] - region.offsets[i]);
+  }
+  int64_t begin = 0;
+  for (ParameterRegion& part : parts) {
+    part.values = region.values.rows(begin, part.elements());
+    begin += part.elements();
+  }
+  return parts;
+}
+
 bool quantizable(ParameterRole role) {
   switch (role) {
     case ParameterRole::kEmbedding:
@@ -223,11 +254,12 @@ void ParameterSet::make_regions(DeviceType device) {
                                local_shape(parameter->spec, experts_).elements());
     }
     if (region.members.empty()) continue;
-    region.values = Tensor(DType::kF32, {region.elements()}, device);
+    values_.emplace_back(DType::kF32, Shape{region.elements()}, device);
+    region.values = values_.back();
     for (size_t i = 0; i < region.members.size(); ++i) {
       Parameter& p = *region.members[i];
       const Shape local = local_shape(p.spec, experts_);
-      p.value = region.values.view().rows(region.offsets[i], local.elements()).reshaped(local);
+      p.value = region.values.rows(region.offsets[i], local.elements()).reshaped(local);
     }
     regions_.push_back(std::move(region));
   }

@@ -35,10 +35,17 @@ struct ParameterRegion {
   RegionKind kind;
   std::vector<Parameter*> members;
   std::vector<int64_t> offsets;  // of each member, in elements; the region's size last
-  Tensor values;                 // fp32
+  AnyView values;                // fp32, of the ParameterSet
 
   int64_t elements() const { return offsets.back(); }
 };
+
+// The block in whose backward pass a gradient is written: the parameter's own. final_norm counts to
+// the last one, the embedding's look-up and the head to none.
+constexpr int kNoBlock = -1;
+int block_of(const Parameter& parameter, int layers);
+// The region cut into runs of members of one block each, in order.
+std::vector<ParameterRegion> split_by_block(const ParameterRegion& region, int layers);
 
 // Which scheme a tensor is served in.
 using SchemeOf = std::function<Scheme(const ParameterSpec&)>;
@@ -107,6 +114,7 @@ class ParameterSet {
   bool training_ = false;
   bool serving_ = false;  // no values where packings serve
   std::vector<std::unique_ptr<Parameter>> parameters_;
+  std::vector<Tensor> values_;  // by region
   std::vector<ParameterRegion> regions_;
   Arena packings_;  // tables and packings
 };

@@ -191,40 +191,55 @@ void Transformer::forward_block(Context& context, size_t layer, const Batch& bat
 }
 
 void Transformer::backward(Context& context, const Batch& batch, const TokenGroups& groups,
-                           const BalanceWeights& weights, Activations& saved, AnyView dh_TD) const {
+                           const BalanceWeights& weights, Activations& saved, AnyView dh_TD,
+                           BlockSink* sink) const {
   if (saved.keep == Keep::kNothing) {
     throw ShapeError("a backward pass after a forward pass that kept nothing for it");
   }
   const ScratchScope scope(context.scratch());
-  const int64_t tokens = batch.tokens();
-  const UnitSegments& units = groups.units;
-  auto rows = [&](AnyView view) { return view.rows(0, tokens); };
+  auto rows = [&](AnyView view) { return view.rows(0, batch.tokens()); };
   const AnyView dx = dh_TD;  // the residual stream's gradient, in place throughout
   const AnyView dh = context.scratch().take(dh_TD.dtype, dh_TD.shape);
 
-  Parameter& last = parameters_.get("final_norm");
-  rmsnorm_backward(context, dh_TD, rows(saved.x_LTD.back()), last.value, rows(saved.inv_T), units,
-                   AnyView{}, dx, last.gradient, last.write);
   for (size_t l = blocks_.size(); l-- > 0;) {
-    const Block& block = blocks_[l];
-    BlockActivations& a = saved.blocks[l];
-    // The last block's activations, and the last layer's experts', are still in the shared memory.
-    if (saved.keep == Keep::kStream && l + 1 < blocks_.size()) {
-      forward_block(context, l, batch, groups, weights, saved);
+    if (sink) sink->begin_block(static_cast<int>(l));
+    if (l + 1 == blocks_.size()) {
+      Parameter& last = parameters_.get("final_norm");
+      rmsnorm_backward(context, dh_TD, rows(saved.x_LTD.back()), last.value, rows(saved.inv_T),
+                       groups.units, AnyView{}, dx, last.gradient, last.write);
     }
-    if (block.moe) {
-      const bool experts_again = saved.keep == Keep::kAllButExperts && l + 1 < blocks_.size();
-      block.moe->backward(context, dx, rows(a.h_TD), groups, weights, a.moe, dh, experts_again);
-    } else {
-      block.dense->backward(context, dx, rows(a.h_TD), units, a.dense.rows(tokens), AnyView{}, dh);
-    }
-    rmsnorm_backward(context, dh, rows(a.x_mid_TD), block.ffn_norm->value, rows(a.inv_T), units, dx,
-                     dx, block.ffn_norm->gradient, block.ffn_norm->write);
-    block.attention.backward(context, dx, rows(saved.x_LTD[l]), batch, batch.kv_L[l], units,
-                             a.attention.rows(tokens), dx);
+    backward_block(context, l, batch, groups, weights, saved, dx, dh);
+    if (sink) sink->end_block(static_cast<int>(l));
   }
+  if (sink) sink->begin_block(kNoBlock);
   Parameter& table = parameters_.get("embedding");
-  embedding_backward(context, dx, batch.tokens_T, units, table.gradient, table.write);
+  embedding_backward(context, dx, batch.tokens_T, groups.units, table.gradient, table.write);
+  if (sink) sink->end_block(kNoBlock);
+}
+
+void Transformer::backward_block(Context& context, size_t layer, const Batch& batch,
+                                 const TokenGroups& groups, const BalanceWeights& weights,
+                                 Activations& saved, AnyView dx, AnyView dh) const {
+  const int64_t tokens = batch.tokens();
+  const UnitSegments& units = groups.units;
+  auto rows = [&](AnyView view) { return view.rows(0, tokens); };
+  const Block& block = blocks_[layer];
+  BlockActivations& a = saved.blocks[layer];
+  // The last block's activations, and the last layer's experts', are still in the shared memory.
+  const bool last = layer + 1 == blocks_.size();
+  if (saved.keep == Keep::kStream && !last) {
+    forward_block(context, layer, batch, groups, weights, saved);
+  }
+  if (block.moe) {
+    const bool experts_again = saved.keep == Keep::kAllButExperts && !last;
+    block.moe->backward(context, dx, rows(a.h_TD), groups, weights, a.moe, dh, experts_again);
+  } else {
+    block.dense->backward(context, dx, rows(a.h_TD), units, a.dense.rows(tokens), AnyView{}, dh);
+  }
+  rmsnorm_backward(context, dh, rows(a.x_mid_TD), block.ffn_norm->value, rows(a.inv_T), units, dx,
+                   dx, block.ffn_norm->gradient, block.ffn_norm->write);
+  block.attention.backward(context, dx, rows(saved.x_LTD[layer]), batch, batch.kv_L[layer], units,
+                           a.attention.rows(tokens), dx);
 }
 
 }  // namespace degu

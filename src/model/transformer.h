@@ -47,6 +47,16 @@ struct Activations {
 std::vector<BalanceRecord> balance_records(Context& context, const Activations& saved,
                                            int64_t groups);
 
+// Told by a backward pass around what writes the gradients of each block's parameters (block_of in
+// model/parameters.h), from the last block to the first and then kNoBlock, the embedding's look-up:
+// so that gradients can be laid out before, and taken away after, block by block.
+class BlockSink {
+ public:
+  virtual ~BlockSink() = default;
+  virtual void begin_block(int block) = 0;
+  virtual void end_block(int block) = 0;
+};
+
 class Transformer {
  public:
   explicit Transformer(ParameterSet& parameters, const ExpertSpread& spread = {});
@@ -69,12 +79,18 @@ class Transformer {
                      const BalanceWeights& weights, Activations& saved) const;
 
   // From dh_TD (overwritten) to the gradient of every weight but the head's. Computes again what
-  // the pass did not keep. ShapeError after a pass that kept nothing.
+  // the pass did not keep. `sink`: null when gradients have their places already. ShapeError after
+  // a pass that kept nothing.
   void backward(Context& context, const Batch& batch, const TokenGroups& groups,
-                const BalanceWeights& weights, Activations& saved, AnyView dh_TD) const;
+                const BalanceWeights& weights, Activations& saved, AnyView dh_TD,
+                BlockSink* sink = nullptr) const;
 
  private:
   int64_t moe_layers() const;
+  // dx becomes the gradient of saved.x_LTD[layer]; dh: memory of the same size.
+  void backward_block(Context& context, size_t layer, const Batch& batch, const TokenGroups& groups,
+                      const BalanceWeights& weights, Activations& saved, AnyView dx,
+                      AnyView dh) const;
   void take_blocks(Arena& arena, DType type, int64_t tokens, Activations& saved) const;
   void take_balance(Arena& arena, int64_t groups, Activations& saved) const;
 

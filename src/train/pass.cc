@@ -66,8 +66,9 @@ void Pass::forward(Context& context, const BalanceWeights& weights) {
   model_.forward(context, batch_, groups_, weights, activations_);
 }
 
-void Pass::backward(Context& context, const BalanceWeights& weights, AnyView dh_TD) {
-  model_.backward(context, batch_, groups_, weights, activations_, dh_TD);
+void Pass::backward(Context& context, const BalanceWeights& weights, AnyView dh_TD,
+                    BlockSink* sink) {
+  model_.backward(context, batch_, groups_, weights, activations_, dh_TD, sink);
 }
 
 void Pass::sequence_losses(std::span<double> out) const {

@@ -23,7 +23,9 @@ class Pass {
   void load(const SequenceBatch& data);
   // Leaves the head's input in activations().
   void forward(Context& context, const BalanceWeights& weights);
-  void backward(Context& context, const BalanceWeights& weights, AnyView dh_TD);
+  // `sink` as Transformer::backward.
+  void backward(Context& context, const BalanceWeights& weights, AnyView dh_TD,
+                BlockSink* sink = nullptr);
 
   Context& context() const { return context_; }
   const TokenGroups& groups() const { return groups_; }
