@@ -47,17 +47,18 @@ GradientProbe probe_gradients(const RunConfig& original, CheckpointReader& check
   const Transformer model(parameters);
   Pass pass(context, model, plan, plan.micro_sequences, /*training=*/true);
 
+  const RegionLeaves once{.tree = false};
   std::vector<std::unique_ptr<GradientRegion>> sinks;
   GradientRegion* head = nullptr;
   GradientRegion* tied = nullptr;
   for (const ParameterRegion& region : parameters.regions()) {
-    sinks.push_back(std::make_unique<GradientRegion>(context, region, 1, 1, false));
+    sinks.push_back(std::make_unique<GradientRegion>(context, region, once));
     if (region.kind == RegionKind::kHead) head = sinks.back().get();
   }
   std::unique_ptr<GradientRegion> tied_head;
   for (const ParameterRegion& region : parameters.regions()) {
     if (region.kind != RegionKind::kEmbedding || !config.model.tied_head) continue;
-    tied_head = std::make_unique<GradientRegion>(context, region, 1, 1, false);
+    tied_head = std::make_unique<GradientRegion>(context, region, once);
     tied = head = tied_head.get();
   }
 

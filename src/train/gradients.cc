@@ -1,5 +1,6 @@
 #include "train/gradients.h"
 
+#include <bit>
 #include <utility>
 
 #include "kernels/api/elementwise.h"
@@ -7,86 +8,100 @@
 namespace degu {
 namespace {
 
-int levels_for(int64_t leaves) {
-  int levels = 1;
-  while ((int64_t{2} << (levels - 1)) < leaves) ++levels;  // the last pair is never parked
-  return levels;
+Arena own_memory(Context& context, const ParameterRegion& region, const RegionLeaves& leaves) {
+  Arena counter = Arena::measuring(context.device());
+  const GradientRegion measured(context, region, leaves, &counter);
+  return Arena(counter.used(), context.device());
 }
 
 }  // namespace
 
-GradientRegion::GradientRegion(Context& context, const ParameterRegion& region, int64_t slots,
-                               int64_t leaves, bool tree)
-    : context_(context), region_(region), slots_(slots), leaves_(leaves), tree_(tree) {
-  const int levels = tree ? levels_for(leaves) : 1;
-  for (int level = 0; level < levels; ++level) {
-    levels_.emplace_back(DType::kF32, Shape{slots * region.elements()}, context.device());
-  }
-  if (slots > 1) joined_ = Tensor(DType::kF32, {region.elements()}, context.device());
+void join(Context& context, AnyView left, AnyView right) {
+  add(context, left, right, left);
 }
 
-size_t GradientRegion::bytes() const {
-  size_t sum = joined_ ? joined_.bytes() : 0;
-  for (const Tensor& level : levels_) sum += level.bytes();
-  return sum;
+int64_t LeafTree::levels(int64_t leaves, bool tree) {
+  if (!tree) return 1;
+  // Of the pairs, the last is never parked.
+  return 1 + std::bit_width(static_cast<uint64_t>((leaves - 1) / 2));
+}
+
+LeafTree::LeafTree(Context& context, Arena& memory, int64_t elements, int64_t leaves, bool tree)
+    : context_(context), leaves_(leaves), tree_(tree) {
+  for (int64_t level = 0; level < levels(leaves, tree); ++level) {
+    levels_.push_back(memory.take(DType::kF32, {elements}));
+  }
+}
+
+Write LeafTree::write() const {
+  const bool fresh = tree_ ? done_ % 2 == 0 : done_ == 0;
+  return fresh ? Write::kOverwrite : Write::kAdd;
+}
+
+// Joins what is parked on `level` with the sum behind it.
+void LeafTree::carry(size_t level) {
+  join(context_, levels_[level], levels_[0]);
+  std::swap(levels_[level], levels_[0]);
+}
+
+void LeafTree::push() {
+  DEGU_DCHECK(done_ < leaves_);
+  const auto pair = static_cast<uint64_t>(done_ / 2);  // level k is taken where bit k-1 is set
+  const bool last = ++done_ == leaves_;
+  if (!tree_ || (!last && done_ % 2 != 0)) return;
+  size_t level = 1;
+  for (uint64_t bits = pair; last ? bits != 0 : bits % 2 != 0; bits /= 2, ++level) {
+    if (bits % 2 != 0) carry(level);
+  }
+  if (!last) std::swap(levels_[level], levels_[0]);
+}
+
+AnyView LeafTree::result() {
+  DEGU_DCHECK(done_ == leaves_);
+  done_ = 0;
+  return levels_[0];
+}
+
+GradientRegion::GradientRegion(Context& context, const ParameterRegion& region,
+                               const RegionLeaves& leaves, Arena* memory)
+    : context_(context),
+      region_(region),
+      slots_(leaves.slots),
+      own_(memory ? Arena() : own_memory(context, region, leaves)),
+      tree_(context, memory ? *memory : own_, leaves.slots * region.elements(), leaves.leaves,
+            leaves.tree) {
+  if (slots_ > 1) joined_ = (memory ? *memory : own_).take(DType::kF32, {region.elements()});
 }
 
 void GradientRegion::begin_leaf() {
-  const bool fresh = tree_ ? done_ % 2 == 0 : done_ == 0;
   for (size_t i = 0; i < region_.members.size(); ++i) {
     Parameter& p = *region_.members[i];
     const Shape& local = p.value.shape;
-    const AnyView run =
-        levels_[0].view().rows(slots_ * region_.offsets[i], slots_ * local.elements());
+    const AnyView run = tree_.next().rows(slots_ * region_.offsets[i], slots_ * local.elements());
     p.gradient =
         slots_ == 1 ? run.reshaped(local) : run.reshaped({slots_, local[0], local[1], local[2]});
-    p.write = fresh ? Write::kOverwrite : Write::kAdd;
+    p.write = tree_.write();
   }
 }
 
 void GradientRegion::end_leaf() {
-  ++done_;
-  DEGU_DCHECK(done_ <= leaves_);
-  if (!tree_ || done_ == leaves_ || done_ % 2 != 0) {
-    // The last leaf completes every level that waits for it.
-    if (tree_ && done_ == leaves_) {
-      for (size_t level = 1; level < levels_.size(); ++level) {
-        join(levels_[level], levels_[0]);
-        std::swap(levels_[level], levels_[0]);
-      }
-    }
-    return;
-  }
-  int64_t nodes = done_ / 2;
-  for (size_t level = 1;; ++level, nodes /= 2) {
-    if (nodes % 2 != 0) {
-      std::swap(levels_[level], levels_[0]);
-      return;
-    }
-    join(levels_[level], levels_[0]);
-    std::swap(levels_[level], levels_[0]);
-  }
-}
-
-// left += right
-void GradientRegion::join(AnyView left, AnyView right) {
-  add(context_, left, right, left);
+  tree_.push();
 }
 
 AnyView GradientRegion::result() {
-  DEGU_DCHECK(done_ == leaves_);
-  done_ = 0;
-  if (slots_ == 1) return levels_[0];
+  const AnyView sum = tree_.result();
+  if (slots_ == 1) return sum;
   for (size_t i = 0; i < region_.members.size(); ++i) {
     const int64_t elements = region_.members[i]->value.elements();
-    const AnyView all = levels_[0].view().rows(slots_ * region_.offsets[i], slots_ * elements);
+    const AnyView all = sum.rows(slots_ * region_.offsets[i], slots_ * elements);
     // The slots are neighbours in the tree over ranks: joined pair by pair, in place.
     for (int64_t width = 1; width < slots_; width *= 2) {
       for (int64_t s = 0; s + width < slots_; s += 2 * width) {
-        join(all.rows(s * elements, elements), all.rows((s + width) * elements, elements));
+        join(context_, all.rows(s * elements, elements),
+             all.rows((s + width) * elements, elements));
       }
     }
-    cast(context_, all.rows(0, elements), joined_.view().rows(region_.offsets[i], elements));
+    cast(context_, all.rows(0, elements), joined_.rows(region_.offsets[i], elements));
   }
   return joined_;
 }

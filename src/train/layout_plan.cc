@@ -54,6 +54,32 @@ double compute_seconds(const RunConfig& config, const ClusterSpec& cluster,
   return tokens * (rest_passes * rest + expert_passes * busiest * experts) / (peak * a.utilisation);
 }
 
+// Gradients travel to their shards and values come back, in fp32. With train.shard_gradients each
+// pass reduces, block by block.
+double reduction_seconds(const RunConfig& config, const ClusterSpec& cluster, const Layout& layout,
+                         const StepPlan& plan, const Parameters& p, int moe_layers) {
+  const ModelShape& shape = config.model;
+  const bool by_block = config.train.shard_gradients;
+  const auto one_way = [&](int group, int stride, double elements, double messages) {
+    if (group < 2 || elements == 0) return 0.0;
+    return messages * exchange_seconds(cluster, group, nodes_of(cluster, group, stride),
+                                       4 * elements / messages * (group - 1) / group);
+  };
+  const double passes = by_block ? static_cast<double>(plan.micro_batches) : 1;
+  const double dense = static_cast<double>(p.total() - p.experts);
+  // The look-up's gradient of a tied embedding and the head's are reduced apart.
+  const double twice = shape.tied_head ? static_cast<double>(shape.vocab) * shape.width : 0;
+  const double dense_messages = by_block ? shape.layers + 2 : 1;  // and the embedding and the head
+  const int ranks = layout.ranks();
+  const double of_dense = passes * one_way(ranks, 1, dense + twice, dense_messages) +
+                          one_way(ranks, 1, dense, dense_messages);
+  const int ep = layout.expert_parallel();
+  const double experts = static_cast<double>(p.experts) / ep;
+  const double of_experts =
+      (passes + 1) * one_way(layout.edp_size(), ep, experts, by_block ? moe_layers : 1);
+  return of_dense + of_experts;
+}
+
 }  // namespace
 
 TrainingMemory training_memory(const RunConfig& config, const Layout& layout) {
@@ -68,16 +94,13 @@ TrainingMemory training_memory(const RunConfig& config, const Layout& layout) {
   const Transformer model(parameters, expert_spread(config, *group));
   const Pass training(context, model, plan, plan.micro_sequences, /*training=*/true);
   const Pass evaluation(context, model, plan, plan.micro_sequences, /*training=*/false);
-  const TrainedRegions regions = make_regions(context, config, plan, layout, parameters);
+  const TrainedRegions regions(context, config, plan, layout, parameters);
   TrainingMemory m;
   m.parameters = static_cast<double>(parameters.bytes());
   m.activations = static_cast<double>(training.reserved_bytes());
   m.evaluation = static_cast<double>(evaluation.reserved_bytes());
-  for (const TrainedRegion& region : regions.all) {
-    for (const auto& gradient : region.gradients)
-      m.gradients += static_cast<double>(gradient->bytes());
-    m.moments += static_cast<double>(region.adamw->m().bytes() + region.adamw->v().bytes());
-  }
+  m.gradients = static_cast<double>(regions.gradient_bytes());
+  m.moments = static_cast<double>(regions.moment_bytes());
   const HeadChunks chunks = training_head_chunks(plan, config.model.vocab);
   const int64_t rows = plan.micro_tokens() / chunks.chunks;
   m.logits = static_cast<double>(rows * config.model.vocab) * (4 + value_bytes(config));
@@ -107,18 +130,11 @@ StepSeconds step_seconds(const RunConfig& config, const ClusterSpec& cluster,
   const Parameters p = count_parameters(shape);
   const double experts = static_cast<double>(p.experts) / ep;
   const double dense = static_cast<double>(p.total() - p.experts);
-  const int edp = layout.edp_size();
-  // Both the shards of gradients and the values that come back travel in fp32.
-  const auto both = [&](int group, int stride, double elements) {
-    if (group < 2) return 0.0;
-    return 2 * exchange_seconds(cluster, group, nodes_of(cluster, group, stride),
-                                4 * elements * (group - 1) / group);
-  };
-  s.reduction = both(ranks, 1, dense) + both(edp, ep, experts);
+  s.reduction = reduction_seconds(config, cluster, layout, plan, p, moe_layers);
   // AdamW reads the gradient and reads and writes both moments and the value; packing reads every
   // value and writes it twice.
   const auto moment = static_cast<double>(size_of(moment_type(config.train.optimizer.moments)));
-  const double owned = dense / ranks + experts / edp;
+  const double owned = dense / ranks + experts / layout.edp_size();
   s.update = ((12 + 4 * moment) * owned + (4 + 2 * value_bytes(config)) * (dense + experts)) /
              cluster.device.memory_bandwidth;
   return s;

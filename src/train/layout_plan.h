@@ -16,7 +16,8 @@ class Layout;
 // Bytes of one rank. Beside them operators take scratch of some megabytes.
 struct TrainingMemory {
   double parameters = 0;   // fp32 values, and what products read, forward and backward
-  double gradients = 0;    // fp32; reproducible runs hold one more per level of the tree
+  double gradients = 0;    // fp32; reproducible runs hold one more per level of the tree;
+                           // with shard_gradients this rank's shards, and one block's
   double moments = 0;      // this rank's shard of AdamW's two
   double activations = 0;  // of one pass, rows of the experts for cluster.headroom
   double evaluation = 0;   // of one validation pass
@@ -33,7 +34,7 @@ TrainingMemory training_memory(const RunConfig& config, const Layout& layout);
 struct StepSeconds {
   double compute = 0;    // products, at `utilisation` of the peak, the busiest rank's experts
   double exchange = 0;   // rows to experts and back, forward and backward
-  double reduction = 0;  // gradients to their shards, values back to all
+  double reduction = 0;  // gradients to their shards, in each pass or once; values back to all
   double update = 0;     // AdamW and packing, at the memory's bandwidth
   double total() const { return compute + exchange + reduction + update; }
 };

@@ -1,5 +1,6 @@
 #include "train/regions.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace degu {
@@ -44,34 +45,105 @@ HeadChunks training_head_chunks(const StepPlan& plan, int64_t vocab) {
   return head_chunks(plan.units_per_micro, plan.micro_tokens(), vocab, kHeadLogitBytes);
 }
 
-TrainedRegions make_regions(Context& context, const RunConfig& config, const StepPlan& plan,
-                            const Layout& layout, ParameterSet& parameters) {
-  const bool tree = config.train.reproducible;
-  const int64_t head_leaves =
-      plan.micro_batches * training_head_chunks(plan, config.model.vocab).chunks;
-  TrainedRegions result;
-  for (ParameterRegion& region : parameters.regions()) {
-    const bool experts = region.kind == RegionKind::kExperts;
-    TrainedRegion state{.region = &region, .first_block = result.blocks};
-    const int64_t slots = experts && tree ? layout.expert_parallel() : 1;
-    auto make = [&](int64_t leaves) {
-      state.gradients.push_back(
-          std::make_unique<GradientRegion>(context, region, slots, leaves, tree));
-    };
-    const bool tied = region.kind == RegionKind::kEmbedding && config.model.tied_head;
-    make(region.kind == RegionKind::kHead ? head_leaves : plan.micro_batches);
-    if (tied) make(head_leaves);
-    if (tied || region.kind == RegionKind::kHead) result.head_sink = state.gradients.back().get();
-
-    const int shards = experts ? layout.edp_size() : layout.ranks();
-    FlatLayout flat = flat_layout(region, parameters.experts(), shards);
-    result.blocks += flat.all_blocks();
-    state.adamw = std::make_unique<ShardedAdamW>(
-        std::move(flat), experts ? layout.edp_rank() : layout.rank(), context.device(),
-        moment_type(config.train.optimizer.moments), static_cast<uint64_t>(config.train.seed));
-    result.all.push_back(std::move(state));
+TrainedRegions::TrainedRegions(Context& context, const RunConfig& config, const StepPlan& plan,
+                               const Layout& layout, ParameterSet& parameters) {
+  for (const ParameterRegion& region : parameters.regions()) {
+    if (!config.train.shard_gradients) {
+      add_region(context, config, layout, parameters, region);
+      continue;
+    }
+    for (ParameterRegion& part : split_by_block(region, config.model.layers)) {
+      add_region(context, config, layout, parameters, std::move(part));
+    }
   }
-  return result;
+  kept_ = Arena::measuring(context.device());
+  shared_ = Arena::measuring(context.device());
+  make_gradients(context, config, plan, layout, kept_, shared_);
+  kept_ = Arena(kept_.peak(), context.device());
+  shared_ = Arena(shared_.peak(), context.device());
+  make_gradients(context, config, plan, layout, kept_, shared_);
+}
+
+void TrainedRegions::add_region(Context& context, const RunConfig& config, const Layout& layout,
+                                const ParameterSet& parameters, ParameterRegion region) {
+  const bool experts = region.kind == RegionKind::kExperts;
+  TrainedRegion state{.region = std::make_unique<ParameterRegion>(std::move(region)),
+                      .first_norm_block = norm_blocks_};
+  state.opens = block_of(*state.region->members.back(), config.model.layers);
+  state.closes = block_of(*state.region->members.front(), config.model.layers);
+  const int shards = experts ? layout.edp_size() : layout.ranks();
+  FlatLayout flat = flat_layout(*state.region, parameters.experts(), shards);
+  norm_blocks_ += flat.all_blocks();
+  state.adamw = std::make_unique<ShardedAdamW>(
+      std::move(flat), experts ? layout.edp_rank() : layout.rank(), context.device(),
+      moment_type(config.train.optimizer.moments), static_cast<uint64_t>(config.train.seed));
+  all_.push_back(std::move(state));
+}
+
+void TrainedRegions::make_gradients(Context& context, const RunConfig& config, const StepPlan& plan,
+                                    const Layout& layout, Arena& kept, Arena& shared) {
+  const bool tree = config.train.reproducible;
+  const int64_t chunks = training_head_chunks(plan, config.model.vocab).chunks;
+  // In shared memory the dense part of a block and its experts lie side by side, and the embedding
+  // and the head, which no block needs, in the same place.
+  size_t dense_end = 0;
+  for (TrainedRegion& state : all_) {
+    const RegionKind kind = state.region->kind;
+    const bool experts = kind == RegionKind::kExperts;
+    const int64_t slots = experts && tree ? layout.expert_parallel() : 1;
+    const int shards = experts ? layout.edp_size() : layout.ranks();
+    // What is summed over one rank has no shards, and is written where it is kept.
+    const bool sharded = config.train.shard_gradients && (shards > 1 || slots > 1);
+    const ShardPlace place{.layout = state.adamw->layout(),
+                           .mine = state.adamw->range(),
+                           .order = tree ? Order::kTree : Order::kAny};
+    auto make = [&](int64_t leaves) {
+      if (!sharded) {
+        state.gradients.push_back(std::make_unique<WholeGradient>(
+            context, *state.region, place, RegionLeaves{slots, leaves * plan.micro_batches, tree},
+            kept));
+        return;
+      }
+      shared.release(experts ? dense_end : 0);
+      state.gradients.push_back(std::make_unique<ShardedGradient>(
+          context, *state.region, place, RegionLeaves{slots, leaves, tree}, plan.micro_batches,
+          kept, shared));
+      if (kind == RegionKind::kDense) dense_end = std::max(dense_end, shared.mark());
+    };
+    state.gradients.clear();
+    const bool tied = kind == RegionKind::kEmbedding && config.model.tied_head;
+    make(kind == RegionKind::kHead ? chunks : 1);
+    if (tied) make(chunks);
+    if (tied || kind == RegionKind::kHead) head_sink_ = state.gradients.back().get();
+  }
+}
+
+void TrainedRegions::reduce_over(const Mesh& mesh) {
+  for (TrainedRegion& state : all_) {
+    state.group = state.region->kind == RegionKind::kExperts ? &mesh.edp() : &mesh.dp();
+    for (const auto& gradient : state.gradients) gradient->reduce_over(*state.group);
+  }
+}
+
+void TrainedRegions::begin_block(int block) {
+  for (TrainedRegion& state : all_) {
+    if (state.region->kind == RegionKind::kHead || state.opens != block) continue;
+    state.gradients.front()->begin_leaf();
+  }
+}
+
+void TrainedRegions::end_block(int block) {
+  for (TrainedRegion& state : all_) {
+    if (state.region->kind == RegionKind::kHead || state.closes != block) continue;
+    state.gradients.front()->end_leaf();
+  }
+}
+
+size_t TrainedRegions::moment_bytes() const {
+  size_t sum = 0;
+  for (const TrainedRegion& state : all_)
+    sum += state.adamw->m().bytes() + state.adamw->v().bytes();
+  return sum;
 }
 
 }  // namespace degu

@@ -6,26 +6,59 @@
 #include <vector>
 
 #include "comm/mesh.h"
+#include "model/transformer.h"
 #include "moe/dispatch.h"
 #include "optim/sharded_adamw.h"
-#include "train/gradients.h"
+#include "train/step_gradient.h"
 #include "train/step_plan.h"
 
 namespace degu {
 
 struct TrainedRegion {
-  ParameterRegion* region = nullptr;
-  std::vector<std::unique_ptr<GradientRegion>> gradients;  // two for a tied embedding
+  // A region of the ParameterSet; with train.shard_gradients what one block has of it.
+  std::unique_ptr<ParameterRegion> region;
+  // The backward pass goes from the model's last block down: this region's gradients are written
+  // from block `opens` to block `closes`.
+  int opens = kNoBlock, closes = kNoBlock;
+  std::vector<std::unique_ptr<StepGradient>>
+      gradients;  // two for a tied embedding, the head's last
   std::unique_ptr<ShardedAdamW> adamw;
-  int64_t first_block = 0;        // of its blocks among all regions'
+  int64_t first_norm_block = 0;   // of its blocks among all regions'
   Communicator* group = nullptr;  // the ranks that hold the same members
   AnyView grad_shard;             // this step's
 };
 
-struct TrainedRegions {
-  std::vector<TrainedRegion> all;
-  LeafSink* head_sink = nullptr;  // where the head's gradients go
-  int64_t blocks = 0;             // of all regions
+class TrainedRegions : public BlockSink {
+ public:
+  // Lays out what `layout`'s rank keeps; nothing is touched.
+  TrainedRegions(Context& context, const RunConfig& config, const StepPlan& plan,
+                 const Layout& layout, ParameterSet& parameters);
+  // Before the first step: over which ranks each region is summed.
+  void reduce_over(const Mesh& mesh);
+
+  std::vector<TrainedRegion>& all() { return all_; }
+  const std::vector<TrainedRegion>& all() const { return all_; }
+  int64_t norm_blocks() const { return norm_blocks_; }
+  LeafSink& head_sink() { return *head_sink_; }  // where the head's gradients go
+  // The leaves of a pass: what the backward pass writes. With train.shard_gradients collective.
+  void begin_block(int block) override;
+  void end_block(int block) override;
+
+  size_t gradient_bytes() const { return kept_.peak() + shared_.peak(); }
+  size_t moment_bytes() const;
+
+ private:
+  void add_region(Context& context, const RunConfig& config, const Layout& layout,
+                  const ParameterSet& parameters, ParameterRegion region);
+  // Takes gradients from both arenas: run once to measure, then to lay them out.
+  void make_gradients(Context& context, const RunConfig& config, const StepPlan& plan,
+                      const Layout& layout, Arena& kept, Arena& shared);
+
+  std::vector<TrainedRegion> all_;
+  int64_t norm_blocks_ = 0;
+  LeafSink* head_sink_ = nullptr;
+  Arena kept_;    // by gradients for the step
+  Arena shared_;  // by gradients of different blocks, whole ones of one pass
 };
 
 // How training spreads experts over `group`, the expert-parallel one.
@@ -34,8 +67,5 @@ ExpertSpread expert_spread(const RunConfig& config, Communicator& group);
 ExpertRange local_experts(const Layout& layout, const ModelShape& shape);
 // How the head cuts the rows of one pass, so that its logits stay small.
 HeadChunks training_head_chunks(const StepPlan& plan, int64_t vocab);
-// Lays out what `layout`'s rank keeps; nothing is touched. Groups are left to the caller.
-TrainedRegions make_regions(Context& context, const RunConfig& config, const StepPlan& plan,
-                            const Layout& layout, ParameterSet& parameters);
 
 }  // namespace degu

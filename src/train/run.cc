@@ -337,8 +337,9 @@ RunConfig resolve_config(RunConfig config, const TokenDataset& dataset) {
 std::string identity_text(const RunConfig& config) {
   // The lines of keys in the order in which they came, with their indentation; each occurs once in
   // a run's YAML.
-  constexpr std::array kLater = {"  record_routes", "  replay_routes", "  recompute",
-                                 "  device",        "    moments",     "  headroom"};
+  constexpr std::array kLater = {"  record_routes",   "  replay_routes", "  recompute",
+                                 "  shard_gradients", "  device",        "    moments",
+                                 "  headroom"};
   std::string text = to_yaml(config);
   const std::string defaults = to_yaml(RunConfig{});
   for (const char* key : kLater) {

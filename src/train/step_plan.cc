@@ -141,7 +141,8 @@ StepPlan plan_steps(const RunConfig& config, const Layout& layout) {
   plan.capacity_sequences = std::max(1, t.balance.capacity_group_sequences);
   need_divides("train.balance.capacity_group_sequences", plan.capacity_sequences,
                "train.unit_sequences", plan.unit_sequences);
-  if (t.reproducible && !layout.aligned(plan.units, plan.micro_batches)) {
+  if (t.shard_gradients) plan.unit_order = UnitOrder::kPassMajor;
+  if (t.reproducible && !layout.aligned(plan.units, plan.micro_batches, plan.unit_order)) {
     throw ConfigError(
         "train.reproducible: {} units over {} ranks in {} passes are not aligned powers of "
         "two; choose counts that are, or set train.reproducible: false",

@@ -19,6 +19,7 @@ struct StepPlan {
   int64_t micro_batches = 1;    // passes per rank and step
   int64_t micro_sequences = 0;  // per pass and rank
   int64_t units_per_micro = 0;
+  UnitOrder unit_order = UnitOrder::kRankMajor;
   int64_t balance_sequences = 0;   // per balance group
   int64_t capacity_sequences = 0;  // per capacity group
   Recompute recompute = Recompute::kNone;

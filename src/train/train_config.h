@@ -100,6 +100,7 @@ struct TrainConfig {
   double flops = 0;
   Recompute recompute = Recompute::kNone;
   bool reproducible = true;
+  bool shard_gradients = false;
   int64_t seed = 1;
   OptimizerConfig optimizer;
   BalanceConfig balance;
@@ -125,6 +126,9 @@ struct TrainConfig {
     f("recompute", recompute,
       "what the backward pass computes again instead of keeping it: none, experts or block");
     f("reproducible", reproducible, "the same bits on every layout of ranks");
+    f("shard_gradients", shard_gradients,
+      "reduce each block's gradients when its backward pass is done and keep this rank's shard "
+      "alone: less memory, a reduction in every pass instead of one in every step");
     f("seed", seed, "initial weights, rounding of bf16 moments (data.seed orders the data)");
     f("optimizer", optimizer, "AdamW and its schedule");
     f("balance", balance, "what keeps experts evenly loaded");

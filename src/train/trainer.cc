@@ -62,6 +62,7 @@ Trainer::Trainer(const RunConfig& config, const TokenDataset& dataset, Communica
       validation_(dataset, config.data),
       head_chunks_(training_head_chunks(plan_, config.model.vocab)),
       pass_(context, model_, plan_, plan_.micro_sequences, /*training=*/true),
+      regions_(context, config_, plan_, mesh_.layout(), parameters_),
       micro_batches_(at(plan_.micro_batches)),
       flops_per_token_(training_flops(config.model, plan_.sequence_length, 1.0)) {
   if (dataset.vocab_size() != config.model.vocab) {
@@ -73,10 +74,7 @@ Trainer::Trainer(const RunConfig& config, const TokenDataset& dataset, Communica
   if (!config.train.replay_routes.empty()) {
     run_together(world, [&] { replay_.emplace(config.train.replay_routes, config.model, plan_); });
   }
-  regions_ = make_regions(context, config_, plan_, mesh_.layout(), parameters_);
-  for (TrainedRegion& state : regions_.all) {
-    state.group = state.region->kind == RegionKind::kExperts ? &mesh_.edp() : &mesh_.dp();
-  }
+  regions_.reduce_over(mesh_);
   parameters_.initialise(context_, static_cast<uint64_t>(config.train.seed));
   parameters_.pack(context_);
 }
@@ -87,15 +85,10 @@ int Trainer::moe_layers() const {
              : config_.model.layers - config_.model.moe.first_dense_layers;
 }
 
-void Trainer::leaf(RegionKind kind, bool begin) {
-  for (TrainedRegion& state : regions_.all) {
-    if (state.region->kind != kind) continue;
-    begin ? state.gradients.front()->begin_leaf() : state.gradients.front()->end_leaf();
-  }
-}
-
 int64_t Trainer::first_sequence(int64_t micro) const {
-  return mesh_.layout().units(plan_.units, plan_.micro_batches, micro).begin * plan_.unit_sequences;
+  const Range units =
+      mesh_.layout().units(plan_.units, plan_.micro_batches, micro, plan_.unit_order);
+  return units.begin * plan_.unit_sequences;
 }
 
 void Trainer::run_micro_batch(int64_t micro, int64_t counted, StepSums& sums) {
@@ -112,11 +105,8 @@ void Trainer::run_micro_batch(int64_t micro, int64_t counted, StepSums& sums) {
   }
   head_loss_backward(context_, pass_.h_TD(), parameters_.head(), model_.logit_multiplier(),
                      pass_.targets(), 1.0f / static_cast<float>(counted), pass_.groups().units,
-                     head_chunks_, *regions_.head_sink, pass_.loss_T(), pass_.dh_TD());
-  const auto kinds = {RegionKind::kDense, RegionKind::kEmbedding, RegionKind::kExperts};
-  for (RegionKind kind : kinds) leaf(kind, true);
-  pass_.backward(context_, weights, pass_.dh_TD());
-  for (RegionKind kind : kinds) leaf(kind, false);
+                     head_chunks_, regions_.head_sink(), pass_.loss_T(), pass_.dh_TD());
+  pass_.backward(context_, weights, pass_.dh_TD(), &regions_);
 
   pass_.sequence_losses(
       sums.losses().subspan(at(first_sequence(micro)), at(plan_.micro_sequences)));
@@ -141,19 +131,13 @@ void Trainer::record_balance(int64_t micro, StepSums& sums) {
 }
 
 void Trainer::reduce_gradients() {
-  const Order order = config_.train.reproducible ? Order::kTree : Order::kAny;
-  for (TrainedRegion& state : regions_.all) {
-    const FlatLayout& layout = state.adamw->layout();
+  for (TrainedRegion& state : regions_.all()) {
     for (size_t i = 0; i < state.gradients.size(); ++i) {
-      const AnyView all = state.gradients[i]->result();
-      const FlatRange mine = state.adamw->range();
-      const AnyView shard = all.rows(mine.begin, mine.elements());
-      state.group->reduce_scatter(context_, all, layout.shard_elements(), shard, Reduce::kSum,
-                                  order);
+      const AnyView shard = state.gradients[i]->shard();
       if (i == 0) {
         state.grad_shard = shard;
       } else {
-        add(context_, state.grad_shard, shard, state.grad_shard);
+        join(context_, state.grad_shard, shard);
       }
     }
   }
@@ -161,15 +145,15 @@ void Trainer::reduce_gradients() {
 
 double Trainer::gradient_norm() {
   const ScratchScope scope(context_.scratch());
-  const AnyView sums = context_.scratch().take(DType::kF64, {regions_.blocks});
+  const AnyView sums = context_.scratch().take(DType::kF64, {regions_.norm_blocks()});
   zero(context_, sums);
-  for (TrainedRegion& state : regions_.all) {
+  for (TrainedRegion& state : regions_.all()) {
     state.adamw->square_sums(context_, state.grad_shard,
-                             sums.rows(state.first_block, state.adamw->layout().all_blocks()));
+                             sums.rows(state.first_norm_block, state.adamw->layout().all_blocks()));
   }
-  std::vector<double> blocks(at(regions_.blocks));
-  copy(context_, sums, View<double>(blocks.data(), {regions_.blocks}));
-  world_.all_reduce(context_, View<double>(blocks.data(), {regions_.blocks}), Reduce::kSum,
+  std::vector<double> blocks(at(regions_.norm_blocks()));
+  copy(context_, sums, View<double>(blocks.data(), {regions_.norm_blocks()}));
+  world_.all_reduce(context_, View<double>(blocks.data(), {regions_.norm_blocks()}), Reduce::kSum,
                     Order::kAny);
   return std::sqrt(std::accumulate(blocks.begin(), blocks.end(), 0.0));
 }
@@ -184,7 +168,7 @@ void Trainer::update(double learning_rate, double norm) {
       .weight_decay = o.weight_decay,
       .step = next_step_ + 1,
       .grad_scale = o.clip > 0 && norm > o.clip ? static_cast<float>(o.clip / norm) : 1.0f};
-  for (TrainedRegion& state : regions_.all) {
+  for (TrainedRegion& state : regions_.all()) {
     const AnyView values = state.region->values;
     state.adamw->step(context_, hyper, values, state.grad_shard);
     const FlatRange mine = state.adamw->range();

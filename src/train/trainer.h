@@ -86,7 +86,6 @@ class Trainer {
  private:
   // Sums over the step that the ranks share: placed by global index, so that adding them is exact.
   struct StepSums;
-  void leaf(RegionKind kind, bool begin);
   int64_t first_sequence(int64_t micro) const;  // of this rank's pass, in the step's batch
   void read_batches();
   void run_micro_batch(int64_t micro, int64_t counted, StepSums& sums);

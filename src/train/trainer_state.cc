@@ -54,7 +54,7 @@ void load_values(Context& context, CheckpointReader& reader, ParameterSet& param
 
 template <class Visit>
 void Trainer::each_moment_run(const Visit& visit) {
-  for (const TrainedRegion& state : regions_.all) {
+  for (const TrainedRegion& state : regions_.all()) {
     const FlatRange mine = state.adamw->range();
     for (size_t i = 0; i < state.region->members.size(); ++i) {
       const Parameter& p = *state.region->members[i];
@@ -77,12 +77,13 @@ void Trainer::each_moment_run(const Visit& visit) {
 }
 
 void Trainer::save(CheckpointWriter& writer) {
-  for (const TrainedRegion& state : regions_.all) {
+  int turn[] = {0, 0};  // of all ranks, and of those that hold the same experts
+  for (const TrainedRegion& state : regions_.all()) {
     const bool experts = state.region->kind == RegionKind::kExperts;
-    for (size_t i = 0; i < state.region->members.size(); ++i) {
-      const Parameter& p = *state.region->members[i];
+    for (const Parameter* member : state.region->members) {
+      const Parameter& p = *member;
       // Whole values are written by one of the ranks that hold them, in turn.
-      if (static_cast<int>(i) % state.group->size() != state.group->rank()) continue;
+      if (turn[experts]++ % state.group->size() != state.group->rank()) continue;
       const OnHost value(context_, p.value);
       if (experts) {
         writer.add(model_name(p), p.spec.shape, {parameters_.experts().begin, 0, 0}, value);

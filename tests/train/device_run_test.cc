@@ -60,6 +60,9 @@ TEST_CASE("layouts and recomputation leave no trace on the GPU either", "[device
         RankLayout{.ranks = 4, .expert_parallel = 2, .micro_sequences = 2, .device = kGpu}}) {
     INFO(layout.ranks << " ranks, expert_parallel " << layout.expert_parallel);
     CHECK(train(config, layout) == reference);
+    RunConfig in_shards = config;
+    in_shards.train.shard_gradients = true;
+    CHECK(train(in_shards, layout) == reference);
   }
   for (Recompute recompute : {Recompute::kExperts, Recompute::kBlock}) {
     config.train.recompute = recompute;

@@ -1,9 +1,13 @@
 #include "train/gradients.h"
 
+#include <algorithm>
+#include <bit>
 #include <catch2/catch.hpp>
 #include <cmath>
 
+#include "comm/thread_comm.h"
 #include "tests/model/tiny_model.h"
+#include "train/step_gradient.h"
 
 namespace degu {
 namespace {
@@ -15,18 +19,20 @@ float leaf_value(int64_t leaf, int64_t element) {
       std::pow(10.0, static_cast<double>(leaf % 5)));
 }
 
+// The left subtree is the largest power of two below the count (comm/tree.h).
 float tree(int64_t first, int64_t count, int64_t element) {
   if (count == 1) return leaf_value(first, element);
-  return tree(first, count / 2, element) + tree(first + count / 2, count / 2, element);
+  const auto left = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(count - 1)));
+  return tree(first, left, element) + tree(first + left, count - left, element);
 }
 
 TEST_CASE("leaves are joined in the binary tree over their indices") {
   Context context;
   const ModelShape shape = testing::tiny_shape();
   ParameterSet parameters(context, shape, DType::kBF16, {0, shape.moe.experts}, true);
-  for (int64_t leaves : {1, 2, 4, 8, 16}) {
+  for (int64_t leaves : {1, 2, 3, 4, 5, 6, 7, 8, 11, 16}) {
     for (const ParameterRegion& region : parameters.regions()) {
-      GradientRegion sink(context, region, 1, leaves, true);
+      GradientRegion sink(context, region, {.leaves = leaves});
       for (int step = 0; step < 2; ++step) {
         for (int64_t leaf = 0; leaf < leaves; ++leaf) {
           sink.begin_leaf();
@@ -58,7 +64,7 @@ TEST_CASE("slots of one leaf are joined as neighbours in the tree") {
   for (const ParameterRegion& region : parameters.regions()) {
     if (region.kind != RegionKind::kExperts) continue;
     const int64_t slots = 4;
-    GradientRegion sink(context, region, slots, 1, true);
+    GradientRegion sink(context, region, {.slots = slots});
     sink.begin_leaf();
     for (Parameter* p : region.members) {
       REQUIRE(p->gradient.shape[0] == slots);
@@ -73,6 +79,81 @@ TEST_CASE("slots of one leaf are joined as neighbours in the tree") {
     for (int64_t offset : region.offsets) {
       if (offset == region.elements()) continue;
       for (int64_t i = 0; i < 5; ++i) REQUIRE(sum[offset + i] == tree(0, slots, i));
+    }
+  }
+}
+
+// Writes leaf number `leaf` of a step: every parameter gets the same first few values.
+void write_leaf(StepGradient& sink, const ParameterRegion& region, int64_t leaf) {
+  sink.begin_leaf();
+  for (Parameter* p : region.members) {
+    const View<float> g = p->gradient.as<float>();
+    for (int64_t i = 0; i < g.elements(); ++i) {
+      const float value = leaf_value(leaf, i % 5);
+      g[i] = p->write == Write::kAdd ? g[i] + value : value;
+    }
+  }
+  sink.end_leaf();
+}
+
+// Leaf l of `leaves`, in pass m of `passes`, on rank r: rank-major for whole gradients, pass-major
+// for sharded ones. What is wrong; empty when nothing is.
+std::string wrong_shards(Communicator& world, int64_t leaves, int64_t passes) {
+  Context context;
+  const ModelShape shape = testing::tiny_shape();
+  ParameterSet parameters(context, shape, DType::kBF16, {0, shape.moe.experts}, true);
+  const int64_t ranks = world.size();
+  for (const ParameterRegion& whole : parameters.regions()) {
+    for (const ParameterRegion& region : split_by_block(whole, shape.layers)) {
+      const FlatLayout layout({{.piece_elements = region.elements()}}, world.size());
+      const FlatRange mine = layout.shard(world.rank());
+      const ShardPlace place{.layout = layout, .mine = mine, .order = Order::kTree};
+      Arena kept(size_t{8} << 20), shared(size_t{8} << 20);
+      WholeGradient at_the_end(context, region, place, {.leaves = passes * leaves}, kept);
+      ShardedGradient by_pass(context, region, place, {.leaves = leaves}, passes, kept, shared);
+      at_the_end.reduce_over(world);
+      by_pass.reduce_over(world);
+      for (int step = 0; step < 2; ++step) {
+        for (int64_t m = 0; m < passes; ++m) {
+          for (int64_t l = 0; l < leaves; ++l) {
+            write_leaf(at_the_end, region, (world.rank() * passes + m) * leaves + l);
+          }
+          for (int64_t l = 0; l < leaves; ++l) {
+            write_leaf(by_pass, region, (m * ranks + world.rank()) * leaves + l);
+          }
+          // Between passes the shared memory is another's.
+          shared.release(0);
+          const AnyView all = shared.take(DType::kF32, {static_cast<int64_t>(shared.peak() / 4)});
+          std::fill_n(all.as<float>().data(), all.elements(), -7.0f);
+        }
+        const AnyView a = at_the_end.shard(), b = by_pass.shard();
+        if (a.elements() != mine.elements() || b.elements() != mine.elements()) return "size";
+        size_t member = 0;
+        for (int64_t i = mine.begin; i < mine.end; ++i) {
+          while (region.offsets[member + 1] <= i) ++member;
+          const float sum = tree(0, ranks * passes * leaves, (i - region.offsets[member]) % 5);
+          if (a.as<float>()[i - mine.begin] != sum || b.as<float>()[i - mine.begin] != sum) {
+            return fmt::format("element {}: {} and {}, not {}", i, a.as<float>()[i - mine.begin],
+                               b.as<float>()[i - mine.begin], sum);
+          }
+        }
+      }
+    }
+  }
+  return "";
+}
+
+TEST_CASE("shards of gradients are those of the tree over all leaves of the step") {
+  for (int ranks : {1, 2, 4}) {
+    for (int64_t leaves : {1, 2, 4}) {
+      for (int64_t passes : {1, 2, 4, 8}) {
+        INFO(ranks << " ranks, " << passes << " passes of " << leaves << " leaves");
+        std::vector<std::string> wrong(static_cast<size_t>(ranks));
+        run_as_threads(ranks, [&](Communicator& world) {
+          wrong[static_cast<size_t>(world.rank())] = wrong_shards(world, leaves, passes);
+        });
+        CHECK(wrong == std::vector<std::string>(wrong.size()));
+      }
     }
   }
 }

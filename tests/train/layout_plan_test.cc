@@ -67,6 +67,35 @@ TEST_CASE("planned memory is what the trainer of the layout reserves", "[layout]
   }
 }
 
+TEST_CASE("gradients in shards take a share of memory, and one block's beside it", "[layout]") {
+  RunConfig config = resolved(tiny_run());
+  config.model.layers = 8;
+  config.model.width = 256;  // shards end where blocks of the norm end, so are even only nearly
+  config.model.head_width = 128;
+  config.cluster.expert_parallel = 2;
+  const Parameters p = count_parameters(config.model);
+  const auto experts = static_cast<double>(p.experts) / 2;  // of a rank
+  const auto dense = static_cast<double>(p.total() - p.experts);
+  const auto embedding = static_cast<double>(config.model.vocab * config.model.width);
+  const auto gradients = [&](bool shard, bool reproducible, int64_t micro_sequences) {
+    config.train.shard_gradients = shard;
+    config.train.reproducible = reproducible;
+    config.train.micro_batch_sequences = micro_sequences;
+    return training_memory(config, Layout(1, 4, 2)).gradients / 4;
+  };
+  // The tied embedding twice: its look-up's and the head's.
+  CHECK(gradients(false, false, 0) == Approx(dense + embedding + experts).epsilon(0.01));
+  // Four ranks share the dense part, two the experts. One block: (dense - embedding) / 8 and its
+  // experts.
+  const double block = (dense - embedding) / 8 + experts / 8;
+  const double shards = (dense + embedding) / 4 + experts / 2;
+  CHECK(gradients(true, false, 0) == Approx(shards + block).epsilon(0.05));
+  // Two passes are a pair. Two slots of the block's experts, and their sum.
+  CHECK(gradients(true, true, 2) ==
+        Approx(shards + (dense - embedding) / 8 + 3 * experts / 8).epsilon(0.05));
+  CHECK(gradients(false, true, 2) > 2.4 * gradients(true, true, 2));
+}
+
 TEST_CASE("what is computed again takes no memory", "[layout]") {
   RunConfig config = resolved(tiny_run());
   config.model.layers = 6;
@@ -113,7 +142,15 @@ TEST_CASE("what several ranks exchange", "[layout]") {
   const double bytes = 256 * 2 / 2.0 * 32 * 2 * 1.5;
   CHECK(s.exchange == Approx(4 * 2 * (1e-6 + bytes / 1e10)));
   const double dense = static_cast<double>(p.total() - p.experts);
-  CHECK(s.reduction == Approx(2 * (1e-6 + 4 * dense / 2 / 1e10)));
+  // The tied embedding has two gradients.
+  const double tied = config.model.vocab * config.model.width;
+  CHECK(s.reduction == Approx(2 * 1e-6 + 4 * (2 * dense + tied) / 2 / 1e10));
+  // In shards: four passes, in each of which two blocks, the look-up and the head are reduced.
+  RunConfig in_shards = config;
+  in_shards.train.shard_gradients = true;
+  in_shards.train.micro_batch_sequences = 2;
+  CHECK(step_seconds(in_shards, cluster(1, 2), {}).reduction ==
+        Approx(5 * 4 * 1e-6 + 4 * (4 * (dense + tied) + dense) / 2 / 1e10));
   const double experts = static_cast<double>(flops.experts);
   const double rest = static_cast<double>(flops.forward()) - experts;
   CHECK(s.compute == Approx(3 * 256 * (rest + 1.5 * experts) / 4e12));
@@ -123,9 +160,9 @@ TEST_CASE("what several ranks exchange", "[layout]") {
   // Four ranks on two nodes: experts' rows stay in the node, their gradients leave it.
   s = step_seconds(config, cluster(2, 2), {.utilisation = 1, .imbalance = 1.5});
   CHECK(s.exchange == Approx(4 * 2 * (1e-6 + bytes / 2 / 1e10)));
-  const double third = 4 * dense * 3 / 4 / 3;  // to each of the three others
+  const double third = 4 * (2 * dense + tied) * 3 / 4 / 3;  // to each of the three others
   const double held = static_cast<double>(p.experts) / 2;
-  CHECK(s.reduction == Approx(2 * (1e-6 + third / 1e10 + 2e-5 + 2 * third / 1e9) +
+  CHECK(s.reduction == Approx(2 * (1e-6 + 2e-5) + third / 1e10 + 2 * third / 1e9 +
                               2 * (1e-5 + 4 * held / 2 / 1e9)));
 }
 

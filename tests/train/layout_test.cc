@@ -27,6 +27,19 @@ const std::vector<RankLayout> kLayouts = {
     {.ranks = 4, .expert_parallel = 4, .micro_sequences = 2},
 };
 
+std::string describe(const RankLayout& layout) {
+  return fmt::format("{} ranks, expert_parallel {}, micro-batches of {}, {} threads", layout.ranks,
+                     layout.expert_parallel, layout.micro_sequences, layout.threads);
+}
+
+void check_same(const Trained& other, const Trained& reference) {
+  CHECK(other.numbers == reference.numbers);
+  for (const auto& [name, values] : reference.values) {
+    INFO(name);
+    CHECK(other.values.at(name) == values);
+  }
+}
+
 struct Variant {
   const char* name;
   RunConfig config;
@@ -67,15 +80,51 @@ TEST_CASE("every layout of ranks trains to the same bits") {
     for (double x : reference.numbers) REQUIRE(std::isfinite(x));
     CHECK(reference.numbers[95] < reference.numbers[0]);  // it learns
     for (const RankLayout& layout : kLayouts) {
-      INFO(layout.ranks << " ranks, expert_parallel " << layout.expert_parallel
-                        << ", micro-batches of " << layout.micro_sequences << ", " << layout.threads
-                        << " threads");
-      const Trained other = train(variant.config, layout);
-      CHECK(other.numbers == reference.numbers);
-      for (const auto& [name, values] : reference.values) {
-        INFO(name);
-        CHECK(other.values.at(name) == values);
-      }
+      INFO(describe(layout));
+      check_same(train(variant.config, layout), reference);
+    }
+  }
+}
+
+TEST_CASE("gradients in shards are the same bits as whole ones") {
+  std::vector<RankLayout> layouts = kLayouts;
+  for (int ep : {1, 2, 4}) {
+    for (int64_t micro_sequences : {2, 4}) {
+      layouts.push_back({.ranks = 4, .expert_parallel = ep, .micro_sequences = micro_sequences});
+      if (ep > 2) continue;
+      layouts.push_back({.ranks = 2, .expert_parallel = ep, .micro_sequences = micro_sequences});
+    }
+  }
+  for (Variant& variant : variants()) {
+    INFO(variant.name);
+    const Trained reference = train(variant.config, {.ranks = 1});
+    variant.config.train.shard_gradients = true;
+    variant.config.cluster.headroom = 1;  // blocks whose rows take further rounds, too
+    for (const RankLayout& layout : layouts) {
+      INFO(describe(layout));
+      check_same(train(variant.config, layout), reference);
+    }
+  }
+}
+
+TEST_CASE("the head's chunks are leaves of their own") {
+  RunConfig config = tiny_run();
+  config.data.sequence_length = 4096;
+  config.train.batch_sequences = 32;
+  config.train.unit_sequences = 8;
+  config.train.steps = 1;
+  const TokenDataset dataset(config.data.paths);
+  REQUIRE(training_head_chunks(plan_steps(config, Layout(0, 2, 1)), dataset.vocab_size()).chunks ==
+          2);
+  for (bool tied : {true, false}) {
+    config.model.tied_head = tied;
+    config.train.shard_gradients = false;
+    const Trained reference = train(config, {.ranks = 1});
+    config.train.shard_gradients = true;
+    for (const RankLayout& layout :
+         {RankLayout{.ranks = 2}, RankLayout{.ranks = 2, .expert_parallel = 2}}) {
+      INFO(describe(layout));
+      check_same(train(config, layout), reference);
     }
   }
 }
@@ -125,11 +174,14 @@ TEST_CASE("without `reproducible` one step agrees within rounding") {
   config.train.reproducible = false;
   for (double headroom : {2, 1}) {
     config.cluster.headroom = headroom;
-    for (const RankLayout& layout : kLayouts) {
-      const Trained fast = train(config, layout, 1);
-      // Sums of fp32 partial sums in another order: a few units in the last place of the largest.
-      CHECK(fast.numbers[0] == Approx(exact.numbers[0]).epsilon(1e-6));
-      CHECK(fast.numbers[3] == Approx(exact.numbers[3]).epsilon(1e-5));
+    for (bool in_shards : {false, true}) {
+      config.train.shard_gradients = in_shards;
+      for (const RankLayout& layout : kLayouts) {
+        const Trained fast = train(config, layout, 1);
+        // Sums of fp32 partial sums in another order: a few units in the last place of the largest.
+        CHECK(fast.numbers[0] == Approx(exact.numbers[0]).epsilon(1e-6));
+        CHECK(fast.numbers[3] == Approx(exact.numbers[3]).epsilon(1e-5));
+      }
     }
   }
 }
@@ -142,6 +194,18 @@ TEST_CASE("unaligned layouts are refused when results must be reproducible") {
   config.train.unit_sequences = 2;
   config.train.reproducible = false;
   CHECK_NOTHROW(train(config, {.ranks = 3}, 1));
+}
+
+TEST_CASE("passes over all ranks must be aligned when gradients are kept in shards") {
+  RunConfig config = tiny_run();
+  config.train.batch_sequences = 12;  // three ranks with two passes of one unit
+  const RankLayout layout{.ranks = 3, .micro_sequences = 2};
+  CHECK_NOTHROW(train(config, layout, 1));
+  config.train.shard_gradients = true;
+  CHECK_THROWS_AS(train(config, layout, 1), ConfigError);
+  CHECK_NOTHROW(train(config, {.ranks = 3}, 1));
+  config.train.reproducible = false;
+  CHECK_NOTHROW(train(config, layout, 1));
 }
 
 }  // namespace

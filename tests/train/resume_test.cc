@@ -34,6 +34,28 @@ TEST_CASE("a run that was stopped and resumed on another layout ends with the sa
   std::filesystem::remove_all(parts);
 }
 
+TEST_CASE("a run goes on in the same bits when gradients come to be kept in shards, and back") {
+  RunConfig config = tiny_run();
+  config.train.optimizer.moments = Precision::kBf16;
+  config.train.micro_batch_sequences = 2;
+  config.train.steps = 12;
+  const std::string whole = fresh_folder(), parts = fresh_folder();
+  const RunResult expected = run(config, {.ranks = 1}, {.folder = whole});
+  run(config, {.ranks = 2}, {.folder = parts, .stop_after = 3});
+  config.train.shard_gradients = true;
+  run(config, {.ranks = 4, .expert_parallel = 2},
+      {.folder = parts, .resume = true, .stop_after = 6});
+  run(config, {.ranks = 2}, {.folder = parts, .resume = true, .stop_after = 9});
+  config.train.shard_gradients = false;
+  const RunResult last = run(config, {.ranks = 4}, {.folder = parts, .resume = true});
+  CHECK(last.complete);
+  CHECK(last.validation.loss == expected.validation.loss);
+  CHECK(losses(parts) == losses(whole));
+  check_same_checkpoint(expected.checkpoint, last.checkpoint);
+  std::filesystem::remove_all(whole);
+  std::filesystem::remove_all(parts);
+}
+
 TEST_CASE("bf16 moments train as fp32 ones do") {
   RunConfig config = tiny_run(Precision::kFp32);
   config.train.steps = 60;
