@@ -186,6 +186,17 @@ TEST_CASE("without `reproducible` one step agrees within rounding") {
   }
 }
 
+TEST_CASE("passes of one rank, and the head's chunks, need be no power of two") {
+  RunConfig config = tiny_run(Precision::kFp32);
+  config.train.batch_sequences = 10;  // five units
+  const Trained whole = train(config, {.ranks = 1});
+  check_same(train(config, {.ranks = 1, .micro_sequences = 2}), whole);
+  config.train.shard_gradients = true;
+  check_same(train(config, {.ranks = 1, .micro_sequences = 2}), whole);
+  config.train.reproducible = false;
+  CHECK(train(config, {.ranks = 1}, 1).numbers[3] == Approx(whole.numbers[3]).epsilon(1e-5));
+}
+
 TEST_CASE("unaligned layouts are refused when results must be reproducible") {
   RunConfig config = tiny_run();
   config.train.unit_sequences = 0;
