@@ -3,6 +3,7 @@
 
 #include "kernels/cpu/isa.h"
 #include "kernels/cuda/table.h"
+#include "kernels/plan_table.h"
 #include "tensor/context.h"
 
 namespace degu {
@@ -11,6 +12,7 @@ namespace degu {
 template <class Kernels>
 const Kernels& kernels_for(const Context& context, const char* op) {
   if (context.device() == DeviceType::kCuda) return cuda::kernels<Kernels>(op);
+  if (context.device() == DeviceType::kPlan) return plan::kernels<Kernels>(context.isa());
   return cpu::kernels_for<Kernels>(context.isa());
 }
 

@@ -23,7 +23,7 @@ Json layout_json(const PlannedLayout& p) {
             {"moments", m.moments},
             {"activations", m.activations},
             {"evaluation", m.evaluation},
-            {"logits", m.logits},
+            {"scratch", m.scratch},
             {"total", m.total()}}},
           {"step_seconds",
            {{"compute", s.compute},
@@ -51,7 +51,7 @@ void print_layouts(const LayoutPlan& plan, const ClusterSpec& cluster, double pe
         "{:>7} {:>9} {:>11.3f} {:>10.3f} {:>8.3f} {:>11.3f} {:>8.3f} {:>10.4g} {:>9.3g} {:>9.3g} "
         "{:>8.3g} {:>8.4g} {:>6.1f}%{}\n",
         p.expert_parallel, p.micro_batch_sequences, gib(m.parameters), gib(m.gradients),
-        gib(m.moments), gib(m.activations + m.evaluation + m.logits), gib(m.total()), s.compute,
+        gib(m.moments), gib(m.activations + m.evaluation + m.scratch), gib(m.total()), s.compute,
         s.exchange, s.reduction, s.update, s.total(),
         100 * share_of_peak(plan, p, peak, cluster.ranks()), p.fits ? "" : "  does not fit");
   }

@@ -30,13 +30,18 @@ ExitCode train(TrainArguments arguments) {
   Job job(config.cluster.threads, config.cluster.device);
   const TokenDataset dataset(config.data.paths);
   config = resolve_config(config, dataset);
-  const size_t before = resident_bytes();
-  const RunResult result = run_training(config, arguments.run, dataset, job.world(), job.context());
+  const bool on_host = config.cluster.device == DeviceType::kCpu;
   const TrainingMemory memory = training_memory(
       config, Layout(job.world().rank(), job.world().size(), config.cluster.expert_parallel));
-  const bool on_host = config.cluster.device == DeviceType::kCpu;
+  if (!on_host) {
+    Arena& scratch = job.context().scratch();
+    scratch = Arena();  // given back first: both might not fit
+    scratch = Arena(static_cast<size_t>(memory.scratch), config.cluster.device);
+  }
+  const size_t before = resident_bytes();
+  const RunResult result = run_training(config, arguments.run, dataset, job.world(), job.context());
   log_info(
-      "memory{}: {:.1f} MB laid out; the run took {:.1f} MB at most", on_host ? "" : " of the GPU",
+      "memory{}: {:.1f} MB planned; the run took {:.1f} MB at most", on_host ? "" : " of the GPU",
       memory.total() / 1e6,
       static_cast<double>(on_host ? peak_resident_bytes() - before : device_memory_peak()) / 1e6);
   if (job.world().rank() == 0) {

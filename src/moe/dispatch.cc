@@ -108,15 +108,19 @@ UnitSegments Dispatch::segments(Context& context, const UnitSegments& units,
 }
 
 // Every row is sent and kept; where an expert's rows lie only the device knows.
-void Dispatch::plan_resident(int64_t rows, DispatchState& state) const {
+void Dispatch::plan_resident(int64_t sent, int64_t received, DispatchState& state) const {
   state.dropped = 0;
   state.rounds.resize(1);
   DispatchRound& round = state.rounds.front();
-  round.sent_rows = round.rows = rows;
-  round.send_rows = round.recv_rows = {rows};
-  round.expert_offsets.assign(at(experts_ + 1), rows);
+  round.sent_rows = sent;
+  round.rows = received;
+  round.send_rows.assign(at(ranks_), 0);
+  round.send_rows[0] = sent;
+  round.recv_rows.assign(at(ranks_), 0);
+  round.recv_rows[0] = received;
+  round.expert_offsets.assign(at(experts_here() + 1), received);
   round.expert_offsets[0] = 0;
-  round.unit_offsets.assign(at(experts_ * state.units + 1), rows);
+  round.unit_offsets.assign(at(experts_here() * slots() * state.units + 1), received);
   round.unit_offsets[0] = 0;
 }
 
@@ -201,8 +205,11 @@ void Dispatch::plan(Context& context, AnyView expert_TK, int64_t capacity,
   };
   sort(slot_E_);
   state.units = unit_slots_ ? units.units : 1;
-  state.resident = context.device() != DeviceType::kCpu && ranks_ == 1 && capacity == 0;
-  if (state.resident) return plan_resident(expert_TK.elements(), state);
+  const bool whole = ranks_ == 1 && capacity == 0;
+  state.resident =
+      context.device() == DeviceType::kPlan || (context.device() == DeviceType::kCuda && whole);
+  const int64_t most = ranks_ == 1 ? expert_TK.elements() : state.order_R.elements();
+  if (state.resident) return plan_resident(expert_TK.elements(), most, state);
 
   std::vector<int64_t> sent_EU(at(experts_ * state.units));
   {
@@ -214,7 +221,6 @@ void Dispatch::plan(Context& context, AnyView expert_TK, int64_t capacity,
   }
   state.dropped = expert_TK.elements() - sum(sent_EU);
   const std::vector<int64_t> sent_PEU = gather_counts(context, sent_EU, state);
-  const int64_t most = ranks_ == 1 ? expert_TK.elements() : state.order_R.elements();
   const std::vector<int> round_PE = assign_rounds(sent_PEU, most, state.units);
   const int rounds = 1 + *std::max_element(round_PE.begin(), round_PE.end());
   state.rounds.clear();
@@ -244,7 +250,7 @@ void Dispatch::plan(Context& context, AnyView expert_TK, int64_t capacity,
 // (expert, source, unit).
 void Dispatch::begin(Context& context, const DispatchState& state,
                      const DispatchRound& round) const {
-  if (ranks_ == 1) return;
+  if (ranks_ == 1 || state.resident) return;
   const int64_t here = experts_here();
   const int64_t units = state.units;
   const std::vector<int64_t>& counts = round.received_PeU;

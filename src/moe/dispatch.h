@@ -41,7 +41,8 @@ struct DispatchState {
   AnyView token_R;    // int32: token of each row
   AnyView offsets_E;  // int64: first row of each expert; of one round only
   // The host was not told how many rows an expert has: of an accelerator with all experts, from
-  // which nothing is dropped. Then expert_offsets and unit_offsets are upper bounds.
+  // which nothing is dropped, or of a device that only plans. Then expert_offsets and unit_offsets
+  // are upper bounds.
   bool resident = false;
   int64_t dropped = 0;
   int64_t units = 1;  // per slot
@@ -113,7 +114,7 @@ class Dispatch {
   // Where the sent rows of each expert that come from each unit begin, in scratch memory.
   AnyView offsets_by_unit(Context& context, const UnitSegments& units,
                           const DispatchState& state) const;
-  void plan_resident(int64_t rows, DispatchState& state) const;
+  void plan_resident(int64_t sent, int64_t received, DispatchState& state) const;
   // sent_EU of every rank of the group, in rank order.
   std::vector<int64_t> gather_counts(Context& context, std::vector<int64_t>& sent_EU,
                                      const DispatchState& state) const;

@@ -129,9 +129,25 @@ struct Context::Pool {
   std::exception_ptr failure;
 };
 
+namespace {
+
+std::unique_ptr<DeviceState> state_of(const ContextOptions& options) {
+  switch (options.device) {
+    case DeviceType::kCuda:
+      return open_device(options.device, options.ordinal);
+    case DeviceType::kPlan:
+      return open_planning_device();
+    case DeviceType::kCpu:
+      break;
+  }
+  return nullptr;
+}
+
+}  // namespace
+
 Context::Context(const ContextOptions& options)
     : device_(options.device),
-      state_(device_ == DeviceType::kCuda ? open_device(device_, options.ordinal) : nullptr),
+      state_(state_of(options)),
       isa_(options.isa),
       threads_(options.threads > 0 ? options.threads : physical_cores()),
       scratch_(options.scratch_bytes, device_) {

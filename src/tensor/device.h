@@ -51,6 +51,9 @@ class DeviceState {
 int device_count(DeviceType device);
 // DeviceError with the remedy when there is none.
 std::unique_ptr<DeviceState> open_device(DeviceType device, int ordinal);
+// Of a context that only plans (DeviceType::kPlan): what it is told to do is not done, what is read
+// from it is zero, and operators return once they have checked what they were given.
+std::unique_ptr<DeviceState> open_planning_device();
 // Zeroed memory of the accelerator that the process opened last; not for use inside a step.
 void* allocate_device(DeviceType device, size_t bytes);
 void free_device(DeviceType device, void* memory) noexcept;

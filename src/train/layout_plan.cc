@@ -1,16 +1,18 @@
 #include "train/layout_plan.h"
 
 #include <algorithm>
-#include <memory>
+#include <optional>
 
 #include "comm/mesh.h"
-#include "comm/sizing_comm.h"
 #include "shape/accounting.h"
-#include "train/pass.h"
-#include "train/regions.h"
+#include "train/rank_objects.h"
 
 namespace degu {
 namespace {
+
+// What a GPU's kernels take beside the rows that layers take: above all subtrees of weight
+// gradients, 64 KiB for each running block and level of the tree.
+constexpr double kKernelScratch = size_t{512} << 20;
 
 double value_bytes(const RunConfig& config) {
   return static_cast<double>(size_of(activation_type(config.train.precision)));
@@ -83,27 +85,17 @@ double reduction_seconds(const RunConfig& config, const ClusterSpec& cluster, co
 }  // namespace
 
 TrainingMemory training_memory(const RunConfig& config, const Layout& layout) {
-  const bool host = config.cluster.device == DeviceType::kCpu;
-  Context context({.threads = 1,
-                   .scratch_bytes = size_t{1} << 20,
-                   .device = host ? DeviceType::kCpu : DeviceType::kPlan});
-  const StepPlan plan = plan_steps(config, layout);
-  const auto group = make_sizing_communicator(layout.ep_rank(), layout.expert_parallel());
-  ParameterSet parameters(context, config.model, activation_type(config.train.precision),
-                          local_experts(layout, config.model), /*training=*/true);
-  const Transformer model(parameters, expert_spread(config, *group));
-  const Pass training(context, model, plan, plan.micro_sequences, /*training=*/true);
-  const Pass evaluation(context, model, plan, plan.micro_sequences, /*training=*/false);
-  const TrainedRegions regions(context, config, plan, layout, parameters);
+  RankObjects planned(config, layout, DeviceType::kPlan);
+  std::optional<RankObjects> on_host;
+  if (config.cluster.device == DeviceType::kCpu) on_host.emplace(config, layout, DeviceType::kCpu);
+  const RankObjects& objects = on_host ? *on_host : planned;
   TrainingMemory m;
-  m.parameters = static_cast<double>(parameters.bytes());
-  m.activations = static_cast<double>(training.reserved_bytes());
-  m.evaluation = static_cast<double>(evaluation.reserved_bytes());
-  m.gradients = static_cast<double>(regions.gradient_bytes());
-  m.moments = static_cast<double>(regions.moment_bytes());
-  const HeadChunks chunks = training_head_chunks(plan, config.model.vocab);
-  const int64_t rows = plan.micro_tokens() / chunks.chunks;
-  m.logits = static_cast<double>(rows * config.model.vocab) * (4 + value_bytes(config));
+  m.parameters = static_cast<double>(objects.parameters().bytes());
+  m.activations = static_cast<double>(objects.training().reserved_bytes());
+  m.evaluation = static_cast<double>(objects.evaluation().reserved_bytes());
+  m.gradients = static_cast<double>(objects.regions().gradient_bytes());
+  m.moments = static_cast<double>(objects.regions().moment_bytes());
+  m.scratch = static_cast<double>(planned.rehearse()) + (on_host ? 0 : kKernelScratch);
   return m;
 }
 

@@ -13,7 +13,7 @@ namespace degu {
 
 class Layout;
 
-// Bytes of one rank. Beside them operators take scratch of some megabytes.
+// Bytes of one rank. On the CPU operators take some megabytes more.
 struct TrainingMemory {
   double parameters = 0;   // fp32 values, and what products read, forward and backward
   double gradients = 0;    // fp32; reproducible runs hold one more per level of the tree;
@@ -21,9 +21,9 @@ struct TrainingMemory {
   double moments = 0;      // this rank's shard of AdamW's two
   double activations = 0;  // of one pass, rows of the experts for cluster.headroom
   double evaluation = 0;   // of one validation pass
-  double logits = 0;       // of one chunk of the head
+  double scratch = 0;      // what layers hold within a pass: rows on their way, one chunk of logits
   double total() const {
-    return parameters + gradients + moments + activations + evaluation + logits;
+    return parameters + gradients + moments + activations + evaluation + scratch;
   }
 };
 // Lays the rank's objects out in address space that nobody touches. ConfigError as plan_steps and
