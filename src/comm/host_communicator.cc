@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "base/random.h"
+#include "comm/checks.h"
 #include "comm/tree.h"
 
 namespace degu {
@@ -28,10 +29,6 @@ std::byte* at(AnyView view, int64_t element) {
   return static_cast<std::byte*>(view.data) + static_cast<size_t>(element) * size_of(view.dtype);
 }
 
-bool overlap(const std::byte* a, size_t a_bytes, const std::byte* b, size_t b_bytes) {
-  return a_bytes > 0 && b_bytes > 0 && a < b + b_bytes && b < a + a_bytes;
-}
-
 void require_host(const char* what, AnyView view) {
   if (view.device != DeviceType::kCpu) {
     throw ShapeError("{}: this communicator works on host memory, the view is on a device", what);
@@ -42,18 +39,6 @@ void require_reducible(const char* what, DType type) {
   if (type == DType::kI8 || type == DType::kU8) {
     throw ShapeError("{} of {}: use fp32, bf16, fp64, int32 or int64", what, dtype_name(type));
   }
-}
-
-int64_t checked_total(const char* what, Counts counts, int size) {
-  if (static_cast<int>(counts.size()) != size) {
-    throw ShapeError("{}: {} counts for {} ranks", what, counts.size(), size);
-  }
-  int64_t total = 0;
-  for (int64_t count : counts) {
-    if (count < 0) throw ShapeError("{}: negative count {}", what, count);
-    total += count;
-  }
-  return total;
 }
 
 }  // namespace
@@ -151,15 +136,7 @@ void HostCommunicator::verify_rows(Counts send_rows, Counts recv_rows) {
   const size_t bytes = mine.size() * sizeof(int64_t);
   for (size_t r = 0; r < n; ++r) pieces[r] = {reinterpret_cast<std::byte*>(&all[r * 2 * n]), bytes};
   gather("all_to_all_rows", {reinterpret_cast<std::byte*>(mine.data()), bytes}, pieces);
-  for (size_t from = 0; from < n; ++from) {
-    for (size_t to = 0; to < n; ++to) {
-      const int64_t sent = all[from * 2 * n + to];
-      const int64_t expected = all[to * 2 * n + n + from];
-      if (sent == expected) continue;
-      throw CommError("all_to_all_rows: rank {} sends {} rows to rank {}, which expects {}", from,
-                      sent, to, expected);
-    }
-  }
+  compare_row_counts(all, size_);
 }
 
 // All sources are in place: sources_[r] for every rank. The tree is per element, so splitting
@@ -277,7 +254,7 @@ Work HostCommunicator::reduce_scatter(Context& ctx, AnyView in, Counts counts, A
     largest = std::max(largest, counts[r]);
   }
   const bool in_place = out.data == at(in, first[me]);
-  if (!in_place && overlap(at(in, 0), in.bytes(), at(out, 0), out.bytes())) {
+  if (!in_place && overlap(in, out)) {
     throw ShapeError(
         "reduce_scatter: the output overlaps the input and is not this rank's shard of it");
   }
@@ -316,7 +293,7 @@ Work HostCommunicator::all_gather(Context&, AnyView in, AnyView out, Counts coun
   for (size_t r = 0; r < counts.size(); first += counts[r], ++r) {
     recv_pieces_[r] = {at(out, first), static_cast<size_t>(counts[r]) * size_of(in.dtype)};
   }
-  if (in.data != recv_pieces_[me].data && overlap(at(in, 0), in.bytes(), at(out, 0), out.bytes())) {
+  if (in.data != recv_pieces_[me].data && overlap(in, out)) {
     throw ShapeError("all_gather: the input overlaps the output and is not this rank's part of it");
   }
   gather("all_gather", {at(in, 0), in.bytes()}, recv_pieces_);
@@ -327,25 +304,11 @@ Work HostCommunicator::all_to_all_rows(Context&, AnyView send, Counts send_rows,
                                        Counts recv_rows) {
   require_host("all_to_all_rows", send);
   require_host("all_to_all_rows", recv);
-  const int64_t sent = checked_total("all_to_all_rows", send_rows, size_);
-  const int64_t received = checked_total("all_to_all_rows", recv_rows, size_);
-  if (send.dtype != recv.dtype || send.shape.rank() < 1 || recv.shape.rank() < 1 ||
-      send.shape.row_elements() != recv.shape.row_elements()) {
-    throw ShapeError("all_to_all_rows: rows of {} {} against rows of {} {}", dtype_name(send.dtype),
-                     send.shape.str(), dtype_name(recv.dtype), recv.shape.str());
-  }
-  if (sent > send.dim(0) || received > recv.dim(0)) {
-    throw ShapeError("all_to_all_rows: {} rows to send from {}, {} rows to receive into {}", sent,
-                     send.shape.str(), received, recv.shape.str());
-  }
+  check_row_exchange(send, send_rows, recv, recv_rows, size_);
   const int64_t width = send.shape.row_elements();
   const size_t row_bytes = static_cast<size_t>(width) * size_of(send.dtype);
   verify({.kind = Kind::kAllToAllRows, .dtype = send.dtype, .elements = width});
   verify_rows(send_rows, recv_rows);
-  if (overlap(at(send, 0), static_cast<size_t>(sent) * row_bytes, at(recv, 0),
-              static_cast<size_t>(received) * row_bytes)) {
-    throw ShapeError("all_to_all_rows: the buffers overlap");
-  }
   std::byte* from = at(send, 0);
   std::byte* to = at(recv, 0);
   for (size_t r = 0; r < send_rows.size(); ++r) {

@@ -1,7 +1,6 @@
 #include "comm/placement.h"
 
 #include <sched.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -12,6 +11,7 @@
 #include <tuple>
 
 #include "base/log.h"
+#include "comm/nodes.h"
 
 namespace degu {
 namespace {
@@ -102,28 +102,18 @@ int count_cores(const std::vector<int>& cpus) {
   return std::max<int>(1, static_cast<int>(cores.size()));
 }
 
-// Names the node and the process: containers may share host names, not the kernel's boot.
-std::string node_and_process() {
-  std::string boot;
-  std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
-  std::array<char, 256> host{};
-  gethostname(host.data(), host.size() - 1);
-  return fmt::format("{}/{} {}", host.data(), boot, getpid());
-}
-
 }  // namespace
 
 Placement place_rank(Communicator& comm) {
-  const std::vector<std::string> all = comm.gather_text(node_and_process());
-  const std::string& mine = all[static_cast<size_t>(comm.rank())];
-  const std::string node = mine.substr(0, mine.find(' '));
+  const RankHomes homes = find_homes(comm);
+  const auto me = static_cast<size_t>(comm.rank());
   Placement placement;
   placement.local_size = 0;
   bool shares_process = false;
-  for (size_t r = 0; r < all.size(); ++r) {
-    if (all[r].substr(0, all[r].find(' ')) != node) continue;
-    if (static_cast<int>(r) < comm.rank()) ++placement.local_rank;
-    if (static_cast<int>(r) != comm.rank() && all[r] == mine) shares_process = true;
+  for (size_t r = 0; r < homes.node.size(); ++r) {
+    if (homes.node[r] != homes.node[me]) continue;
+    if (r < me) ++placement.local_rank;
+    if (r != me && homes.process[r] == homes.process[me]) shares_process = true;
     ++placement.local_size;
   }
   const std::vector<int> present = present_binding();
