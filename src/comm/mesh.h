@@ -23,8 +23,10 @@
 // layout (comm/tree.h).
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
+#include <string_view>
 
 #include "comm/communicator.h"
 
@@ -77,19 +79,31 @@ class Layout {
   int expert_parallel_;
 };
 
+// How rows travel between the ranks of an ep group that spans several nodes.
+enum class AllToAll : uint8_t { kAuto, kDirect, kTwoStage };
+constexpr auto enum_names(AllToAll) {
+  return std::array<std::string_view, 3>{"auto", "direct", "two_stage"};
+}
+
 class Mesh {
  public:
-  // Collective over `world`, which must outlive the mesh.
-  Mesh(Communicator& world, int expert_parallel);
+  // `way`: kAuto takes two stages (comm/two_stage_comm.h) in each ep group whose ranks lie on
+  // several nodes, equally many and more than one on each; kTwoStage is a ConfigError where a group
+  // does not. With several nodes rank 0 logs which it is. Collective over `world`, which must
+  // outlive the mesh.
+  Mesh(Communicator& world, int expert_parallel, AllToAll way = AllToAll::kAuto);
 
   const Layout& layout() const { return layout_; }
   Communicator& dp() const { return world_; }
   Communicator& ep() const { return *ep_; }
   Communicator& edp() const { return *edp_; }
+  // Whether rows travel in two stages in this rank's ep group.
+  bool two_stage() const { return two_stage_; }
 
  private:
   Communicator& world_;
   Layout layout_;
+  bool two_stage_ = false;
   std::unique_ptr<Communicator> ep_;
   std::unique_ptr<Communicator> edp_;
 };

@@ -39,6 +39,7 @@ std::vector<int> numbered(const std::vector<std::string>& names) {
 RankHomes find_homes(Communicator& comm) {
   const std::vector<std::string> processes = comm.gather_text(node_and_process());
   std::vector<std::string> nodes;
+  nodes.reserve(processes.size());
   for (const std::string& name : processes) nodes.push_back(name.substr(0, name.find(' ')));
   return {.node = numbered(nodes), .process = numbered(processes)};
 }

@@ -1,5 +1,5 @@
-// A communicator for an accelerator's memory, beside one for the host that carries all small host
-// data for it.
+// A communicator over another one that carries all small host data for it: for an accelerator's
+// memory beside one for the host's, or for another way through the same ranks.
 #pragma once
 
 #include <cstdlib>
@@ -43,7 +43,7 @@ class RelayCommunicator : public Communicator {
   Communicator& host() const { return host_; }
 
  private:
-  // The same kind of communicator over a group of the host's. Collective over the group.
+  // What a group split from this communicator is, given the host's. Collective over the group.
   virtual std::unique_ptr<Communicator> over(std::unique_ptr<Communicator> group) = 0;
 
   std::unique_ptr<Communicator> owned_;

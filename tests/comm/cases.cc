@@ -27,8 +27,9 @@ void expect(bool condition, fmt::format_string<Args...> format, Args&&... args) 
 }
 
 Context& context() {
-  // Two threads where a rank may have them, so that sums are split; scratch is not used here.
-  thread_local Context ctx({.threads = 2, .scratch_bytes = 4096});
+  // Two threads where a rank may have them, so that sums are split. Scratch is for rows on their
+  // way.
+  thread_local Context ctx({.threads = 2, .scratch_bytes = size_t{1} << 24});
   return ctx;
 }
 

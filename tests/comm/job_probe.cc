@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "comm/agree.h"
+#include "comm/mesh.h"
 #include "comm/placement.h"
 #include "comm/world.h"
 #include "tensor/tensor.h"
@@ -38,6 +39,11 @@ ExitCode run(const std::string& mode) {
   if (mode == "isa") {
     const Isa isa = agree_on_isa(world);
     if (world.rank() == 0) std::printf("isa %s\n", std::string(isa_name(isa)).c_str());
+    return ExitCode::kDone;
+  }
+  if (mode == "mesh") {
+    const Mesh mesh(world, world.size());
+    if (world.rank() == 0) std::printf("mesh two_stage %d\n", mesh.two_stage() ? 1 : 0);
     return ExitCode::kDone;
   }
   world.barrier();

@@ -138,4 +138,38 @@ TEST_CASE("an instruction set that one rank cannot provide ends the job with the
   CHECK(count(result.output, "DEGU_ISA=sse9") >= 1);
 }
 
+TEST_CASE(
+    "with several nodes a line says how rows travel; the ranks per node are the same for all") {
+  struct Case {
+    const char* flags;
+    const char* line;  // null: none
+    int two_stage;
+  };
+  const Case cases[] = {
+      {"-n 4", nullptr, 0},
+      {"-n 4 -x DEGU_RANKS_PER_NODE=2",
+       "2 nodes: experts' rows travel in two stages, within nodes and across them", 1},
+      {"-n 2 -x DEGU_RANKS_PER_NODE=1",
+       "2 nodes: experts' rows travel directly between ranks; expert group of ranks 0 to 1: "
+       "each is on a node of its own",
+       0},
+  };
+  for (const Case& c : cases) {
+    const Result result = job(c.flags, "mesh");
+    INFO(c.flags << ": " << result.output);
+    CHECK(result.code == 0);
+    CHECK(count(result.output, "mesh two_stage " + std::to_string(c.two_stage)) == 1);
+    CHECK(count(result.output, "rows travel") == (c.line == nullptr ? 0 : 1));
+    if (c.line != nullptr) CHECK(count(result.output, c.line) == 1);
+  }
+  const Result result =
+      shell("timeout 60 " DEGU_MPIEXEC
+            " --allow-run-as-root --oversubscribe -n 1 -x DEGU_RANKS_PER_NODE=1 " DEGU_PROBE
+            " mesh : -n 1 -x DEGU_RANKS_PER_NODE=2 " DEGU_PROBE " mesh");
+  INFO(result.output);
+  CHECK(result.code == 2);
+  CHECK(count(result.output,
+              "DEGU_RANKS_PER_NODE differs between ranks: '1' on rank 0, '2' on rank 1") >= 1);
+}
+
 }  // namespace

@@ -4,8 +4,12 @@
 #include <catch2/catch.hpp>
 
 #include "cases.h"
+#include "comm/mesh.h"
+#include "comm/nodes.h"
+#include "comm/two_stage_comm.h"
 #include "comm/world.h"
 #include "tensor/tensor.h"
+#include "tests/support/scoped_environment.h"
 
 namespace degu {
 namespace {
@@ -56,6 +60,44 @@ TEST_CASE("MPI: a message of another size than agreed is an error that names bot
   const std::vector<int64_t> recv =
       world.rank() == 0 ? std::vector<int64_t>{2, 3} : std::vector<int64_t>{1, 2};
   CHECK_THROWS_AS(comm->all_to_all_rows(ctx, rows, send, got, recv).wait(), CommError);
+  world.barrier();
+}
+
+TEST_CASE("MPI: properties of every communicator hold in two stages") {
+  Communicator& world = world_communicator();
+  for (int per_node : {1, 2, 4}) {
+    if (world.size() % per_node != 0) continue;
+    const test::ScopedEnvironment said("DEGU_RANKS_PER_NODE", std::to_string(per_node));
+    for (bool verify : {false, true}) {
+      const CommOptions options{.verify = verify};
+      const auto stages = make_two_stage_communicator(make_mpi_communicator(options),
+                                                      exchange_nodes(world), options);
+      for (const test::CommCase& check : test::comm_cases()) {
+        on_all_ranks(*stages, check.name, [&] { check.run(*stages); });
+        SUCCEED(check.name);
+      }
+    }
+  }
+}
+
+TEST_CASE("MPI: a mesh takes two stages over nodes of two ranks, and says why not over one each") {
+  Communicator& world = world_communicator();
+  const int ranks = world.size();
+  if (ranks == 1) return;
+  {
+    const test::ScopedEnvironment said("DEGU_RANKS_PER_NODE", "2");
+    CHECK(Mesh(world, ranks).two_stage() == (ranks == 4));
+    CHECK_FALSE(Mesh(world, ranks, AllToAll::kDirect).two_stage());
+    if (ranks == 4) CHECK(Mesh(world, ranks, AllToAll::kTwoStage).two_stage());
+    if (ranks == 2) {
+      CHECK_THROWS_WITH(Mesh(world, ranks, AllToAll::kTwoStage),
+                        Catch::Contains("all are on one node"));
+    }
+  }
+  const test::ScopedEnvironment said("DEGU_RANKS_PER_NODE", "1");
+  CHECK_FALSE(Mesh(world, ranks).two_stage());
+  CHECK_THROWS_WITH(Mesh(world, ranks, AllToAll::kTwoStage),
+                    Catch::Contains("each is on a node of its own; use auto or direct"));
   world.barrier();
 }
 
