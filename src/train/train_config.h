@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "comm/mesh.h"
 #include "config/fields.h"
 #include "data/data_config.h"
 #include "nn/recompute.h"
@@ -151,6 +152,7 @@ struct ClusterConfig {
   DeviceType device = DeviceType::kCpu;
   int expert_parallel = 1;
   double headroom = 2;
+  AllToAll all_to_all = AllToAll::kAuto;
   int threads = 0;
 
   void fields(Fields& f) {
@@ -161,6 +163,9 @@ struct ClusterConfig {
       "memory for rows of the experts of one rank, relative to even loads, when experts are "
       "spread; "
       "more rows travel in several rounds; 0: memory for the worst case");
+    f("all_to_all", all_to_all,
+      "how rows travel to experts on several nodes: direct, two_stage (within nodes, then across), "
+      "or auto (two stages where each node has equally many ranks of the group, two or more)");
     f("threads", threads, "threads per rank; 0: the node's cores divided by its ranks");
   }
 };

@@ -53,7 +53,7 @@ Trainer::Trainer(const RunConfig& config, const TokenDataset& dataset, Communica
     : config_(config),
       world_(world),
       context_(context),
-      mesh_(world, config.cluster.expert_parallel),
+      mesh_(world, config.cluster.expert_parallel, config.cluster.all_to_all),
       plan_(plan_steps(config, mesh_.layout())),
       parameters_(context, config.model, activation_type(config.train.precision),
                   local_experts(mesh_.layout(), config.model), /*training=*/true),

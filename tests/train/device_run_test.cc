@@ -3,6 +3,7 @@
 #include <catch2/catch.hpp>
 
 #include "tests/support/device_testing.h"
+#include "tests/support/scoped_environment.h"
 #include "tests/train/folder_run.h"
 
 namespace degu {
@@ -68,6 +69,15 @@ TEST_CASE("layouts and recomputation leave no trace on the GPU either", "[device
     config.train.recompute = recompute;
     CHECK(train(config, {.device = kGpu}) == reference);
   }
+}
+
+TEST_CASE("rows in two stages leave no trace on the GPU either", "[device]") {
+  if (!testing::has_gpu()) return;
+  RunConfig config = tiny_run();
+  const Trained reference = train(config, {.device = kGpu});
+  const test::ScopedEnvironment per_node("DEGU_RANKS_PER_NODE", "2");
+  config.cluster.all_to_all = AllToAll::kTwoStage;
+  CHECK(train(config, {.ranks = 4, .expert_parallel = 4, .device = kGpu}) == reference);
 }
 
 // How often the host waits for the GPU in one step of a model with so many layers.

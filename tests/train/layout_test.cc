@@ -2,6 +2,7 @@
 #include <catch2/catch.hpp>
 #include <cmath>
 
+#include "tests/support/scoped_environment.h"
 #include "tests/train/tiny_run.h"
 
 namespace degu {
@@ -126,6 +127,21 @@ TEST_CASE("the head's chunks are leaves of their own") {
       INFO(describe(layout));
       check_same(train(config, layout), reference);
     }
+  }
+}
+
+TEST_CASE("rows that travel in two stages over two nodes of two ranks leave the same bits") {
+  const test::ScopedEnvironment per_node("DEGU_RANKS_PER_NODE", "2");
+  for (const Variant& variant : variants()) {
+    INFO(variant.name);
+    const Trained reference = train(variant.config, {.ranks = 1});
+    RunConfig config = variant.config;
+    config.cluster.all_to_all = AllToAll::kTwoStage;  // an error where rows would go directly
+    CHECK(train(config, {.ranks = 4, .expert_parallel = 4}) == reference);
+    CHECK(train(config, {.ranks = 4, .expert_parallel = 4, .micro_sequences = 2}) == reference);
+    CHECK_THROWS_AS(train(config, {.ranks = 4, .expert_parallel = 2}, 1), ConfigError);
+    config.cluster.headroom = 1;  // several rounds
+    CHECK(train(config, {.ranks = 4, .expert_parallel = 4}) == reference);
   }
 }
 
