@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Links are measured, a layout is planned with them, and the planned run trains as it is.
+# Links are measured, a layout is planned with them, and the planned run trains as it is. Rows may travel in two
+# stages.
 #   layout_test.sh DEGU FOLDER
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -35,6 +36,30 @@ laid_out = float(re.search(r"memory: ([0-9.]+) MB laid out", open(sys.argv[2]).r
 planned = plan["layouts"][0]["memory"]["total"] / 1e6
 assert abs(laid_out - planned) < 0.06, (laid_out, planned)
 PY
+
+# Four ranks said to be two nodes: rows in two stages, measured and trained with, and the same losses.
+two_nodes=(mpirun -n 4 --oversubscribe -x DEGU_RANKS_PER_NODE=2 "$degu")
+"${two_nodes[@]}" bench comm --most 65536 --threads 1 >"$work/comm.txt"
+[[ $(grep -c "all_to_all, two stages" "$work/comm.txt") == 3 ]] || fail "two stages were not measured over their sizes"
+for way in direct two_stage; do
+  "${two_nodes[@]}" train "$work/run.yaml" --out "$work/$way" --set cluster.expert_parallel=4 \
+    --set cluster.all_to_all=$way --json >"$work/$way.json" 2>"$work/$way.log"
+done
+grep -q "2 nodes: experts' rows travel directly" "$work/direct.log" || fail "the direct way was not said"
+grep -q "2 nodes: experts' rows travel in two stages" "$work/two_stage.log" || fail "two stages were not said"
+/usr/bin/python3 - "$work/direct" "$work/two_stage" <<'PY' || fail "rows in two stages changed the losses"
+import json
+import sys
+
+direct, staged = ([json.loads(line) for line in open(f"{folder}/metrics.jsonl")] for folder in sys.argv[1:])
+losses = [[(line["step"], line["loss"]) for line in run if "loss" in line] for run in (direct, staged)]
+assert losses[0] and losses[0] == losses[1], losses
+PY
+code=0
+mpirun -n 2 "$degu" train "$work/run.yaml" --out "$work/none" --set cluster.expert_parallel=2 \
+  --set cluster.all_to_all=two_stage 2>"$work/error.txt" || code=$?
+[[ $code == 2 ]] && grep -q "ranks 0 to 1: all are on one node; use auto or direct" "$work/error.txt" ||
+  fail "two stages on one node were not refused"
 
 # Too little memory: said, with a remedy, and nothing is written.
 sed -i 's/^  memory: .*/  memory: 1000/' "$work/cluster.yaml"
