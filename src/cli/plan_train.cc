@@ -123,6 +123,7 @@ ExitCode plan_train(const PlanTrainArguments& a) {
   }
   if (!a.out.empty()) {
     config.cluster.expert_parallel = best.expert_parallel;
+    if (best.expert_parallel == 1) config.cluster.all_to_all = AllToAll::kAuto;  // nothing travels
     config.train.micro_batch_sequences = best.micro_batch_sequences;
     write_file_atomic(a.out, to_yaml(config));
   }

@@ -12,6 +12,8 @@
 namespace degu {
 namespace {
 
+constexpr size_t kPieceAlignment = 256;  // at most, of what an arena gives
+
 int64_t total(Counts counts) {
   return std::accumulate(counts.begin(), counts.end(), int64_t{0});
 }
@@ -90,19 +92,26 @@ class TwoStageCommunicator final : public RelayCommunicator {
     if (send.device != recv.device) {
       throw ShapeError("all_to_all_rows: one view is on the host and one on a device");
     }
-    Context& room = recv.device == context.device() ? context : host_context();
-    if (verify_) verify_rows(room, send_rows, recv_rows);
-    travel(room, send, send_rows, recv, recv_rows);
+    if (verify_) verify_rows(context, send_rows, recv_rows);
+    travel(context, send, send_rows, recv, recv_rows);
     return {};
   }
 
  private:
   std::unique_ptr<Communicator> over(std::unique_ptr<Communicator> group) override { return group; }
 
-  // For views on the host under an accelerator's context.
-  Context& host_context() {
-    if (!host_context_) host_context_ = std::make_unique<Context>(ContextOptions{.threads = 1});
-    return *host_context_;
+  // Memory for so many rows on their way, in up to three pieces. What the last exchange took is
+  // free: its work came before in stream order.
+  Arena& room_for(AnyView recv, int64_t rows) {
+    Arena& room = recv.device == DeviceType::kCpu ? host_room_ : device_room_;
+    const size_t row_bytes = static_cast<size_t>(recv.shape.row_elements()) * size_of(recv.dtype);
+    const size_t bytes = static_cast<size_t>(rows) * row_bytes + 3 * kPieceAlignment;
+    if (room.capacity() < bytes) {
+      room = Arena();  // given back first: both might not fit
+      room = Arena(bytes + bytes / 4, recv.device);
+    }
+    room.release(0);
+    return room;
   }
 
   void verify_rows(Context& context, Counts send_rows, Counts recv_rows) {
@@ -119,13 +128,14 @@ class TwoStageCommunicator final : public RelayCommunicator {
   }
 
   void travel(Context& context, AnyView send, Counts send_rows, AnyView recv, Counts recv_rows) {
-    const ScratchScope scope(context.scratch());
-    const auto take = [&](int64_t rows) {
-      return context.scratch().take(recv.dtype, recv.shape.with_rows(rows));
-    };
     const std::vector<int64_t> out = in_grid_order(send_rows);
     const std::vector<int64_t> in = in_grid_order(recv_rows);
     const std::vector<int64_t> relayed = tell_counts(context, out);
+    const int64_t reordered = grid_.in_order ? 0 : total(out) + total(in);
+    Arena& room = room_for(recv, total(relayed) + reordered);
+    const auto take = [&](int64_t rows) {
+      return room.take(recv.dtype, recv.shape.with_rows(rows));
+    };
     // Both ends in the grid's order: the caller's own memory where that is the order of the ranks.
     const AnyView leaving = grid_.in_order ? send : take(total(out));
     const AnyView arriving = grid_.in_order ? recv : take(total(in));
@@ -211,7 +221,7 @@ class TwoStageCommunicator final : public RelayCommunicator {
   bool verify_;
   size_t node_, local_;  // this rank's
   std::unique_ptr<Communicator> within_, across_;
-  std::unique_ptr<Context> host_context_;
+  Arena host_room_, device_room_;
 };
 
 }  // namespace

@@ -28,12 +28,11 @@ std::string two_stage_obstacle(std::span<const int> node_of_rank);
 
 // Over a group of which rank r is on node node_of_rank[r], in any order. Needs equally many ranks
 // on each node, else ConfigError; a single node, or one rank on each, is a detour that works.
-// Both views of a call are on one device. Rows on their way lie in scratch memory of the call's
-// context, at most what the ranks of a node send to one local index, and twice what this rank sends
-// or receives where ranks of a node do not follow one another; for views on the host under an
-// accelerator's context, in memory of the communicator's own. options.verify: compares counts
-// before each exchange; without it only a disagreement that changes what a node exchanges in all
-// is found. Collective. The first form owns the group; the second's outlives it.
+// Both views of a call are on one device. Rows on their way lie in memory of the communicator's own
+// that grows to the most it has needed: what the ranks of a node send to one local index, and what
+// this rank sends and receives where ranks of a node do not follow one another. options.verify:
+// compares counts before each exchange; without it only a disagreement that changes what a node
+// exchanges in all is found. Collective. The first form owns the group; the second's outlives it.
 std::unique_ptr<Communicator> make_two_stage_communicator(std::unique_ptr<Communicator> group,
                                                           std::span<const int> node_of_rank,
                                                           const CommOptions& options = {});
