@@ -3,7 +3,7 @@
 
 #include "kernels/cpu/isa.h"
 #include "kernels/cuda/table.h"
-#include "kernels/plan_table.h"
+#include "kernels/plan/table.h"
 #include "tensor/context.h"
 
 namespace degu {
@@ -12,8 +12,8 @@ namespace degu {
 template <class Kernels>
 const Kernels& kernels_for(const Context& context, const char* op) {
   if (context.device() == DeviceType::kCuda) return cuda::kernels<Kernels>(op);
-  if (context.device() == DeviceType::kPlan) return plan::kernels<Kernels>(context.isa());
-  return cpu::kernels_for<Kernels>(context.isa());
+  const Kernels& on_host = cpu::kernels_for<Kernels>(context.isa());
+  return context.device() == DeviceType::kPlan ? plan::kernels(on_host) : on_host;
 }
 
 }  // namespace degu

@@ -40,7 +40,8 @@ KERNEL_PARTS: dict[str, set[str]] = {
     "tables": {"api", "formats", "common"},  # what every backend fills in
     "cpu": {"api", "formats", "common", "tables", "cpu"},
     "cuda": {"api", "formats", "common", "tables", "cuda"},
-    "dispatch.h": {"cpu", "cuda"},  # where an operator picks its backend
+    "plan": {"plan"},
+    "dispatch.h": {"cpu", "cuda", "plan"},  # where an operator picks its backend
 }
 MAX_LINES = 700
 SUFFIXES = {".h", ".cc", ".cu", ".cuh", ".inc"}

@@ -10,11 +10,9 @@
 // A step's batch is U units (sequences, or a fixed number of them), which go to R ranks and their M
 // micro-batches in runs of U/(R·M):
 //
-//   rank-major   rank r holds units [r·U/R, (r+1)·U/R), and each of its micro-batches a run of
-//   those.
-//                For sums that each rank takes over its micro-batches first.
-//   pass-major   micro-batches m of all ranks hold units [m·U/M, (m+1)·U/M), and each rank a run of
-//                those. For sums that are taken over the ranks first.
+// rank-major: rank r holds units [r·U/R, (r+1)·U/R), each of its micro-batches a run of them; for
+// sums that each rank takes over its micro-batches first. pass-major: the ranks' micro-batches m
+// hold units [m·U/M, (m+1)·U/M), each rank a run of them; for sums taken over the ranks first.
 //
 //   8 units, 2 ranks, 2 micro-batches    rank-major: 0 1 | 2 3   4 5 | 6 7
 //                                        pass-major: 0 1 | 4 5   2 3 | 6 7

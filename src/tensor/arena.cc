@@ -3,6 +3,8 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
+#include <cstdint>
 #include <utility>
 
 #include "tensor/device.h"
@@ -18,6 +20,12 @@ size_t round_up(size_t value, size_t unit) {
   return (value + unit - 1) / unit * unit;
 }
 
+// Addresses that no process has, for memory that is not there: different ones each time.
+std::byte* nowhere(size_t bytes) {
+  static std::atomic<uintptr_t> next{uintptr_t{1} << 56};
+  return reinterpret_cast<std::byte*>(next.fetch_add(bytes));  // NOLINT: nobody follows it
+}
+
 }  // namespace
 
 Arena::Arena(size_t reserve_bytes, DeviceType device)
@@ -28,9 +36,12 @@ Arena::Arena(size_t reserve_bytes, DeviceType device)
     base_ = static_cast<std::byte*>(allocate_device(device, capacity_));
     return;
   }
-  const int access = device == DeviceType::kPlan ? PROT_NONE : PROT_READ | PROT_WRITE;
-  void* memory =
-      mmap(nullptr, capacity_, access, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (device == DeviceType::kPlan) {
+    base_ = nowhere(capacity_);
+    return;
+  }
+  void* memory = mmap(nullptr, capacity_, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) {
     throw ShapeError("cannot reserve {} MiB of address space for activations; use a smaller batch",
                      capacity_ >> 20);
@@ -61,7 +72,7 @@ Arena& Arena::operator=(Arena&& other) noexcept {
 }
 
 Arena::~Arena() {
-  if (base_ == nullptr) return;
+  if (base_ == nullptr || device_ == DeviceType::kPlan) return;
   device_ == DeviceType::kCuda ? free_device(device_, base_)
                                : static_cast<void>(munmap(base_, capacity_));
 }

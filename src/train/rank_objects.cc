@@ -6,8 +6,8 @@
 namespace degu {
 namespace {
 
-// Address space; a device that only plans gives no memory.
-constexpr size_t kScratchSpace = size_t{1} << 40;
+// On a device that only plans: more than any pass takes. Elsewhere nothing is taken.
+constexpr size_t kPlannedSpace = size_t{1} << 46;
 
 // Sequences of one document each.
 SequenceBatch blank_batch(const StepPlan& plan) {
@@ -31,7 +31,9 @@ SequenceBatch blank_batch(const StepPlan& plan) {
 }  // namespace
 
 RankObjects::RankObjects(const RunConfig& config, const Layout& layout, DeviceType device)
-    : context_({.threads = 1, .scratch_bytes = kScratchSpace, .device = device}),
+    : context_({.threads = 1,
+                .scratch_bytes = device == DeviceType::kPlan ? kPlannedSpace : 1,
+                .device = device}),
       expert_group_(make_sizing_communicator(layout.ep_rank(), layout.expert_parallel())),
       plan_(plan_steps(config, layout)),
       parameters_(context_, config.model, activation_type(config.train.precision),

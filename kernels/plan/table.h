@@ -1,11 +1,9 @@
 // The backend of a context that only plans (DeviceType::kPlan): operators check at the door as ever
-// and then do nothing; sizes are the CPU's.
+// and then do nothing; what asks for a size gets another backend's.
 #pragma once
 
+#include <cstddef>
 #include <utility>
-
-#include "kernels/cpu/isa.h"
-#include "tensor/context.h"
 
 namespace degu::plan {
 
@@ -37,10 +35,9 @@ constexpr Kernels filled(std::index_sequence<i...>) {
 }
 
 template <class Kernels>
-const Kernels& kernels(Isa isa) {
+const Kernels& kernels(const Kernels& real) {
   static const Kernels table = [&] {
     Kernels made = filled<Kernels>(std::index_sequence<>());
-    const Kernels& real = cpu::kernels_for<Kernels>(isa);
     if constexpr (requires { made.page_bytes; }) made.page_bytes = real.page_bytes;
     if constexpr (requires { made.packed_bytes; }) made.packed_bytes = real.packed_bytes;
     return made;
