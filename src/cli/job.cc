@@ -15,10 +15,11 @@
 
 namespace degu {
 
-Job::Job(int threads, DeviceType device) : ranks_(world_communicator()) {
+Job::Job(int threads, DeviceType device, size_t scratch_bytes) : ranks_(world_communicator()) {
   const Placement placement = place_rank(ranks_);
   bind_rank(placement);
   const ContextOptions options{.threads = threads > 0 ? threads : placement.cores,
+                               .scratch_bytes = scratch_bytes,
                                .isa = agree_on_isa(ranks_),
                                .device = device};
   if (device == DeviceType::kCpu) {

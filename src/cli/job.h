@@ -15,7 +15,9 @@ class Job {
  public:
   // `threads` 0: the node's cores over its ranks. A rank takes the GPU of its place on its node;
   // when there are fewer GPUs than ranks they share, and exchange by way of the host. Collective.
-  explicit Job(int threads, DeviceType device = DeviceType::kCpu);
+  // `scratch_bytes`: of the context; a caller may change its mind before the first operator.
+  explicit Job(int threads, DeviceType device = DeviceType::kCpu,
+               size_t scratch_bytes = ContextOptions{}.scratch_bytes);
   // For tensors on the context's device.
   Communicator& world() { return device_world_ ? *device_world_ : ranks_; }
   Context& context() const { return *context_; }

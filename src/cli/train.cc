@@ -27,16 +27,16 @@ ExitCode train(TrainArguments arguments) {
     arguments.run.folder = "runs/" + std::filesystem::path(arguments.config).stem().string();
   }
   RunConfig config = load_config<RunConfig>(arguments.config, arguments.overrides);
-  Job job(config.cluster.threads, config.cluster.device);
+  const bool on_host = config.cluster.device == DeviceType::kCpu;
+  // A GPU's scratch is laid out once it is known how much a pass takes.
+  Job job(config.cluster.threads, config.cluster.device,
+          on_host ? ContextOptions{}.scratch_bytes : 1);
   const TokenDataset dataset(config.data.paths);
   config = resolve_config(config, dataset);
-  const bool on_host = config.cluster.device == DeviceType::kCpu;
   const TrainingMemory memory = training_memory(
       config, Layout(job.world().rank(), job.world().size(), config.cluster.expert_parallel));
   if (!on_host) {
-    Arena& scratch = job.context().scratch();
-    scratch = Arena();  // given back first: both might not fit
-    scratch = Arena(static_cast<size_t>(memory.scratch), config.cluster.device);
+    job.context().scratch() = Arena(static_cast<size_t>(memory.scratch), config.cluster.device);
   }
   const size_t before = resident_bytes();
   const RunResult result = run_training(config, arguments.run, dataset, job.world(), job.context());
