@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -24,6 +25,10 @@ namespace degu {
 namespace {
 
 using Json = nlohmann::ordered_json;
+
+constexpr const char* kNoLink =
+    "the all-to-all's largest size took no longer than its smallest, so the link's numbers are not "
+    "known; raise --most or --repetitions";
 
 struct Options {
   std::string out;
@@ -119,17 +124,31 @@ Point measure_size(Communicator& world, Context& context, const Collective& coll
 
 // latency + bytes / bandwidth through an exchange's points: latency from the smallest message,
 // bandwidth from the largest beyond it; each at its quickest, for other work on the machine only
-// slows it.
-LinkSpec link_of(const std::vector<Point>& points, int ranks) {
+// slows it. Nothing where the largest took no longer than the smallest.
+std::optional<LinkSpec> link_of(const std::vector<Point>& points, int ranks) {
   const Point& small = points.front();
   const Point& large = points.back();
   const double body = large.least - small.least;
-  if (!(body > 0)) {
-    throw NumericError("{:.0f} bytes took no longer than {:.0f}; raise --most or --repetitions",
-                       large.bytes, small.bytes);
+  if (!(body > 0)) return std::nullopt;
+  return LinkSpec{.latency = small.least / (ranks - 1),
+                  .bandwidth = (large.bytes - small.bytes) * rest_of(ranks) / body};
+}
+
+// What is said of the link; to a file goes nothing less than its numbers.
+void report_link(const std::optional<LinkSpec>& link, const Options& options, Json rows,
+                 int ranks) {
+  if (options.json) {
+    const Json out = {{"ranks", ranks},
+                      {"collectives", std::move(rows)},
+                      {"latency", link ? Json(link->latency) : Json()},
+                      {"bandwidth", link ? Json(link->bandwidth) : Json()}};
+    fmt::print("{}\n", out.dump(2));
+  } else if (link) {
+    fmt::print("\na rank sends {:.3f} GB/s in an all-to-all, {:.1f} microseconds per message{}\n",
+               link->bandwidth / 1e9, 1e6 * link->latency,
+               options.out.empty() ? "" : "; written to " + options.out);
   }
-  return {.latency = small.least / (ranks - 1),
-          .bandwidth = (large.bytes - small.bytes) * rest_of(ranks) / body};
+  if (!link) log_warn("{}", kNoLink);
 }
 
 ClusterSpec describe(Communicator& world, Context& context, const LinkSpec& link,
@@ -200,7 +219,7 @@ ExitCode bench_comm(const Options& options) {
   fill_random(context, values, 1);
   fill_random(context, other, 2);
   Json rows = Json::array();
-  LinkSpec link;
+  std::optional<LinkSpec> link;
   if (first && !options.json) {
     fmt::print("{} ranks, {} threads each\n{:<24} {:>12} {:>12} {:>12}\n", ranks, context.threads(),
                "", "bytes", "microseconds", "GB/s sent");
@@ -216,20 +235,11 @@ ExitCode bench_comm(const Options& options) {
     log_info("all_to_all in two stages is not measured; the ranks: {}", obstacle);
   }
   if (!options.out.empty()) {
-    const ClusterSpec cluster = describe(world, context, link, options);
+    if (!link) throw NumericError("{}: {}", options.out, kNoLink);
+    const ClusterSpec cluster = describe(world, context, *link, options);
     if (first) write_file_atomic(options.out, to_yaml(cluster));
   }
-  if (first && options.json) {
-    const Json out = {{"ranks", ranks},
-                      {"collectives", rows},
-                      {"latency", link.latency},
-                      {"bandwidth", link.bandwidth}};
-    fmt::print("{}\n", out.dump(2));
-  } else if (first) {
-    fmt::print("\na rank sends {:.3f} GB/s in an all-to-all, {:.1f} microseconds per message{}\n",
-               link.bandwidth / 1e9, 1e6 * link.latency,
-               options.out.empty() ? "" : "; written to " + options.out);
-  }
+  if (first) report_link(link, options, std::move(rows), ranks);
   return ExitCode::kDone;
 }
 
