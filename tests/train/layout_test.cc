@@ -41,6 +41,9 @@ void check_same(const Trained& other, const Trained& reference) {
   }
 }
 
+// A bit that differs in one step differs in those after it; sanitized builds are slow.
+constexpr int64_t kFewSteps = 4;
+
 struct Variant {
   const char* name;
   RunConfig config;
@@ -98,12 +101,12 @@ TEST_CASE("gradients in shards are the same bits as whole ones") {
   }
   for (Variant& variant : variants()) {
     INFO(variant.name);
-    const Trained reference = train(variant.config, {.ranks = 1});
+    const Trained reference = train(variant.config, {.ranks = 1}, kFewSteps);
     variant.config.train.shard_gradients = true;
     variant.config.cluster.headroom = 1;  // blocks whose rows take further rounds, too
     for (const RankLayout& layout : layouts) {
       INFO(describe(layout));
-      check_same(train(variant.config, layout), reference);
+      check_same(train(variant.config, layout, kFewSteps), reference);
     }
   }
 }
@@ -134,14 +137,15 @@ TEST_CASE("rows that travel in two stages over two nodes of two ranks leave the 
   const test::ScopedEnvironment per_node("DEGU_RANKS_PER_NODE", "2");
   for (const Variant& variant : variants()) {
     INFO(variant.name);
-    const Trained reference = train(variant.config, {.ranks = 1});
+    const Trained reference = train(variant.config, {.ranks = 1}, kFewSteps);
     RunConfig config = variant.config;
     config.cluster.all_to_all = AllToAll::kTwoStage;  // an error where rows would go directly
-    CHECK(train(config, {.ranks = 4, .expert_parallel = 4}) == reference);
-    CHECK(train(config, {.ranks = 4, .expert_parallel = 4, .micro_sequences = 2}) == reference);
+    CHECK(train(config, {.ranks = 4, .expert_parallel = 4}, kFewSteps) == reference);
+    CHECK(train(config, {.ranks = 4, .expert_parallel = 4, .micro_sequences = 2}, kFewSteps) ==
+          reference);
     CHECK_THROWS_AS(train(config, {.ranks = 4, .expert_parallel = 2}, 1), ConfigError);
     config.cluster.headroom = 1;  // several rounds
-    CHECK(train(config, {.ranks = 4, .expert_parallel = 4}) == reference);
+    CHECK(train(config, {.ranks = 4, .expert_parallel = 4}, kFewSteps) == reference);
   }
 }
 
@@ -163,7 +167,7 @@ TEST_CASE("what is computed again is what was computed before") {
 TEST_CASE("rows that find no room travel in further rounds and leave the same bits") {
   for (const Variant& variant : variants()) {
     INFO(variant.name);
-    const Trained reference = train(variant.config, {.ranks = 1});
+    const Trained reference = train(variant.config, {.ranks = 1}, kFewSteps);
     CHECK(reference.extra_rounds == 0);
     RunConfig config = variant.config;
     config.cluster.headroom = 1;  // loads are never quite even
@@ -173,7 +177,7 @@ TEST_CASE("rows that find no room travel in further rounds and leave the same bi
            {RankLayout{.ranks = 2, .expert_parallel = 2, .micro_sequences = 4},
             RankLayout{.ranks = 4, .expert_parallel = 2},
             RankLayout{.ranks = 4, .expert_parallel = 4}}) {
-        const Trained other = train(config, layout);
+        const Trained other = train(config, layout, kFewSteps);
         CHECK(other == reference);
         // A capacity of the mean leaves no rank more than its share.
         CHECK((other.extra_rounds > 0) == (config.model.moe.capacity_factor == 0));
