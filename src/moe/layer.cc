@@ -178,7 +178,7 @@ void MoeLayer::backward(Context& context, AnyView dy_TD, AnyView h_TD, const Tok
     const DispatchRound& round = state.rounds[i];
     if (i + 1 < state.rounds.size()) {
       enter_experts(context, h_TD, saved, round);
-      // An expert from one rank has all its rows in one round, and its sum is zero in the others.
+      // What one rank sends to an expert is whole in one round and adds zeros in the others.
       for (Parameter* p : {p_.gate, p_.up, p_.down}) p->write = Write::kAdd;
     }
     experts_backward(context, groups.units, saved, round,

@@ -5,25 +5,16 @@
 #include "cases.h"
 #include "comm/staged_comm.h"
 #include "tensor/tensor.h"
+#include "thread_ranks.h"
 
 namespace degu {
 namespace {
 
-const CommOptions kVerified{.verify = true};
+using test::failure;
 
 Context& context() {
   thread_local Context ctx({.threads = 1, .scratch_bytes = 4096});
   return ctx;
-}
-
-std::string failure(int ranks, const std::function<void(Communicator&)>& body,
-                    const CommOptions& options = kVerified) {
-  try {
-    run_as_threads(ranks, body, options);
-  } catch (const std::exception& error) {
-    return error.what();
-  }
-  return "";
 }
 
 TEST_CASE("threads as ranks: properties of every communicator") {

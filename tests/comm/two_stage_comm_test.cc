@@ -16,26 +16,19 @@
 #include "comm/thread_comm.h"
 #include "tensor/tensor.h"
 #include "tests/support/scoped_environment.h"
+#include "thread_ranks.h"
 
 namespace degu {
 namespace {
 
-const CommOptions kVerified{.verify = true};
+using test::failure;
+using test::kVerified;
+
 const CommOptions kUnverified{.verify = false};
 
 Context& context() {
   thread_local Context ctx({.threads = 1, .scratch_bytes = size_t{1} << 26});
   return ctx;
-}
-
-std::string failure(int ranks, const std::function<void(Communicator&)>& body,
-                    const CommOptions& options = kVerified) {
-  try {
-    run_as_threads(ranks, body, options);
-  } catch (const std::exception& error) {
-    return error.what();
-  }
-  return "";
 }
 
 void require_done(int ranks, const std::function<void(Communicator&)>& body,

@@ -8,6 +8,20 @@ namespace {
 
 using namespace degu::testing;
 
+struct Ended {
+  std::string folder;  // removed once it has been looked at
+  RunResult result;
+};
+
+void check_same_end(const Ended& whole, const Ended& parts) {
+  CHECK(parts.result.complete);
+  CHECK(parts.result.validation.loss == whole.result.validation.loss);
+  CHECK(losses(parts.folder) == losses(whole.folder));
+  check_same_checkpoint(whole.result.checkpoint, parts.result.checkpoint);
+  std::filesystem::remove_all(whole.folder);
+  std::filesystem::remove_all(parts.folder);
+}
+
 TEST_CASE("a run that was stopped and resumed on another layout ends with the same bits") {
   RunConfig config = tiny_run();
   config.train.optimizer.moments = GENERATE(Precision::kFp32, Precision::kBf16);
@@ -25,13 +39,7 @@ TEST_CASE("a run that was stopped and resumed on another layout ends with the sa
   run(config, {.ranks = 4, .expert_parallel = 2},
       {.folder = parts, .resume = true, .stop_after = 13});
   const RunResult last = run(config, {.ranks = 1}, {.folder = parts, .resume = true});
-  CHECK(last.complete);
-  CHECK(last.validation.loss == expected.validation.loss);
-  CHECK(losses(parts) == losses(whole));
-
-  check_same_checkpoint(expected.checkpoint, last.checkpoint);
-  std::filesystem::remove_all(whole);
-  std::filesystem::remove_all(parts);
+  check_same_end({whole, expected}, {parts, last});
 }
 
 TEST_CASE("a run goes on in the same bits when gradients come to be kept in shards, and back") {
@@ -48,12 +56,7 @@ TEST_CASE("a run goes on in the same bits when gradients come to be kept in shar
   run(config, {.ranks = 2}, {.folder = parts, .resume = true, .stop_after = 9});
   config.train.shard_gradients = false;
   const RunResult last = run(config, {.ranks = 4}, {.folder = parts, .resume = true});
-  CHECK(last.complete);
-  CHECK(last.validation.loss == expected.validation.loss);
-  CHECK(losses(parts) == losses(whole));
-  check_same_checkpoint(expected.checkpoint, last.checkpoint);
-  std::filesystem::remove_all(whole);
-  std::filesystem::remove_all(parts);
+  check_same_end({whole, expected}, {parts, last});
 }
 
 TEST_CASE("bf16 moments train as fp32 ones do") {
