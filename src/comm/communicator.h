@@ -4,9 +4,11 @@
 // - Every call but rank(), size(), abort() and SharedCounter::fetch_add is collective: each rank of
 // the
 //   group makes the same calls in the same order, from one thread at a time.
-// - A call returns a Work. Its buffers belong to the communicator until `wait` returns; on host
-// memory
-//   the work is complete when the call returns.
+// - A call returns a Work. Its buffers belong to the communicator until `wait` returns: what is
+//   sent may not be written nor given away, what is received neither read nor written. Counts are
+//   read during the call. Ranks wait for works in the same order. On host memory the work is
+//   complete when the call returns. On an accelerator `wait` does not hold the host: what the
+//   context is given afterwards comes after the work.
 // - Element types: fp32, fp64, int32, int64 and bf16. bf16 is summed in fp32 and rounded once, at
 // the end.
 //   Calls that only move data (all_gather, all_to_all_rows, broadcast) take every type.

@@ -9,17 +9,21 @@
 #include <numeric>
 #include <utility>
 
+#include "comm/nccl_stream.h"
 #include "comm/nccl_watchdog.h"
 #include "comm/relay_communicator.h"
 #include "comm/staged_comm.h"
 #include "kernels/api/elementwise.h"
-#include "tensor/cuda_state.h"
+#include "tensor/device.h"
 
 namespace degu {
 namespace {
 
-// Received parts of a tree sum pass through scratch memory of this size, in rounds.
-constexpr size_t kRoundBytes = size_t{256} << 20;
+// Received parts of a tree sum pass through memory of this size, in rounds: from 64 ranks 1 MiB
+// each.
+constexpr size_t kRoundBytes = size_t{64} << 20;
+// In bf16 they are half as large and are widened beside.
+constexpr size_t kSumBytes = 2 * kRoundBytes;
 
 int64_t total(Counts counts) {
   return std::accumulate(counts.begin(), counts.end(), int64_t{0});
@@ -42,9 +46,10 @@ AnyView flat(AnyView view) {
 class NcclCommunicator final : public RelayCommunicator {
  public:
   template <class Host>
-  NcclCommunicator(Host&& ranks, Context& context, std::shared_ptr<NcclWatchdog> watchdog)
+  NcclCommunicator(Host&& ranks, std::shared_ptr<NcclStream> beside,
+                   std::shared_ptr<NcclWatchdog> watchdog)
       : RelayCommunicator(std::forward<Host>(ranks)),
-        context_(context),
+        beside_(std::move(beside)),
         watchdog_(std::move(watchdog)),
         staged_(make_staged_communicator(host())) {
     ncclUniqueId id{};
@@ -62,12 +67,13 @@ class NcclCommunicator final : public RelayCommunicator {
   Work all_reduce(Context& context, AnyView x, Reduce reduce, Order order) override {
     if (!carries(x, reduce)) return staged_->all_reduce(context, x, reduce, order);
     if (size() == 1 || x.elements() == 0) return {};
+    beside_->begin();
     if (order == Order::kAny && x.dtype == DType::kF32) {
       run("all_reduce", x.bytes(), [&] {
         return ncclAllReduce(x.data, x.data, static_cast<size_t>(x.elements()), ncclFloat, ncclSum,
                              comm_, stream());
       });
-      return {};
+      return beside_->end();
     }
     std::vector<int64_t> shards(static_cast<size_t>(size()));
     const int64_t even = (x.elements() + size() - 1) / size();
@@ -79,7 +85,7 @@ class NcclCommunicator final : public RelayCommunicator {
     const AnyView mine = flat(x).rows(first, shards[static_cast<size_t>(rank())]);
     tree_scatter("all_reduce", flat(x), shards, mine);
     gather("all_reduce", mine, flat(x), shards);
-    return {};
+    return beside_->end();
   }
 
   Work reduce_scatter(Context& context, AnyView in, Counts counts, AnyView out, Reduce reduce,
@@ -90,8 +96,9 @@ class NcclCommunicator final : public RelayCommunicator {
     check_sizes("reduce_scatter", in.elements(), counts, out.elements());
     const bool even = std::all_of(counts.begin(), counts.end(),
                                   [&](int64_t count) { return count == counts.front(); });
+    beside_->begin();
     if (size() == 1) {
-      copy(context_, in, out);
+      copy(sums(), in, out);
     } else if (order == Order::kAny && even && in.dtype == DType::kF32) {
       run("reduce_scatter", in.bytes(), [&] {
         return ncclReduceScatter(in.data, out.data, static_cast<size_t>(out.elements()), ncclFloat,
@@ -100,14 +107,15 @@ class NcclCommunicator final : public RelayCommunicator {
     } else {
       tree_scatter("reduce_scatter", flat(in), counts, flat(out));
     }
-    return {};
+    return beside_->end();
   }
 
   Work all_gather(Context& context, AnyView in, AnyView out, Counts counts) override {
     if (out.device == DeviceType::kCpu) return staged_->all_gather(context, in, out, counts);
     check_sizes("all_gather", out.elements(), counts, in.elements());
+    beside_->begin();
     gather("all_gather", flat(in), flat(out), counts);
-    return {};
+    return beside_->end();
   }
 
   Work all_to_all_rows(Context& context, AnyView send, Counts send_rows, AnyView recv,
@@ -125,22 +133,26 @@ class NcclCommunicator final : public RelayCommunicator {
     std::vector<int64_t> in(recv_rows.begin(), recv_rows.end());
     for (int64_t& n : out) n *= row_bytes(send);
     for (int64_t& n : in) n *= row_bytes(recv);
+    beside_->begin();
     exchange("all_to_all_rows", bytes_at(send, 0), out, bytes_at(recv, 0), in);
-    return {};
+    return beside_->end();
   }
 
   Work broadcast(Context& context, AnyView x, int root) override {
     if (x.device == DeviceType::kCpu) return staged_->broadcast(context, x, root);
+    beside_->begin();
     run("broadcast", x.bytes(),
         [&] { return ncclBroadcast(x.data, x.data, x.bytes(), ncclInt8, root, comm_, stream()); });
-    return {};
+    return beside_->end();
   }
 
  private:
   std::unique_ptr<Communicator> over(std::unique_ptr<Communicator> group) override {
-    return std::make_unique<NcclCommunicator>(std::move(group), context_, watchdog_);
+    return std::make_unique<NcclCommunicator>(std::move(group), beside_, watchdog_);
   }
-  cudaStream_t stream() const { return static_cast<CudaState*>(context_.device_state())->stream(); }
+  cudaStream_t stream() const { return beside_->stream(); }
+  // What copies and sums run on, in the order of the collectives.
+  Context& sums() const { return beside_->context(); }
   // Whether NCCL and the sums below carry this reduction.
   static bool carries(AnyView x, Reduce reduce) {
     return x.device == DeviceType::kCuda && reduce == Reduce::kSum &&
@@ -178,7 +190,7 @@ class NcclCommunicator final : public RelayCommunicator {
         const auto i = static_cast<size_t>(r);
         if (r == rank()) {
           if (out[i] > 0 && send + from != recv + to) {
-            context_.device_state()->move(recv + to, send + from, static_cast<size_t>(out[i]));
+            sums().device_state()->move(recv + to, send + from, static_cast<size_t>(out[i]));
           }
         } else {
           if (out[i] > 0) {
@@ -217,15 +229,15 @@ class NcclCommunicator final : public RelayCommunicator {
 
   // out = the tree sum over ranks of shard rank() of `in`, which is kept outside `out`.
   void tree_scatter(const char* what, AnyView in, Counts counts, AnyView out) {
-    const ScratchScope scope(context_.scratch());
+    const ScratchScope scope(sums().scratch());
     const auto ranks = static_cast<int64_t>(counts.size());
     const int64_t largest = *std::max_element(counts.begin(), counts.end());
     const auto fits =
         static_cast<int64_t>(kRoundBytes / sizeof(float)) / ranks;  // widened, in the worst case
     const int64_t round = std::max<int64_t>(std::min(largest, fits), 1);
-    const AnyView arrived = context_.scratch().take(in.dtype, {ranks, round});
+    const AnyView arrived = sums().scratch().take(in.dtype, {ranks, round});
     const AnyView wide =
-        in.dtype == DType::kF32 ? arrived : context_.scratch().take(DType::kF32, {ranks, round});
+        in.dtype == DType::kF32 ? arrived : sums().scratch().take(DType::kF32, {ranks, round});
     for (int64_t begin = 0; begin < largest; begin += round) {
       const int64_t mine = tree_round(what, in, counts, begin, round, arrived);
       if (mine == 0) continue;
@@ -233,14 +245,14 @@ class NcclCommunicator final : public RelayCommunicator {
         return from.rows(r, 1).reshaped({round}).rows(0, mine);
       };
       if (wide.data != arrived.data) {
-        for (int64_t r = 0; r < ranks; ++r) cast(context_, piece(arrived, r), piece(wide, r));
+        for (int64_t r = 0; r < ranks; ++r) cast(sums(), piece(arrived, r), piece(wide, r));
       }
       for (int64_t width = 1; width < ranks; width *= 2) {
         for (int64_t r = 0; r + width < ranks; r += 2 * width) {
-          add(context_, piece(wide, r), piece(wide, r + width), piece(wide, r));
+          add(sums(), piece(wide, r), piece(wide, r + width), piece(wide, r));
         }
       }
-      cast(context_, piece(wide, 0), out.rows(begin, mine));
+      cast(sums(), piece(wide, 0), out.rows(begin, mine));
     }
   }
 
@@ -262,7 +274,7 @@ class NcclCommunicator final : public RelayCommunicator {
         const AnyView here = arrived.rows(r, 1).reshaped({round}).rows(0, mine);
         first += counts[static_cast<size_t>(r)];
         if (r == rank()) {
-          copy(context_, out, here);
+          copy(sums(), out, here);
           continue;
         }
         if (count > 0) {
@@ -278,7 +290,7 @@ class NcclCommunicator final : public RelayCommunicator {
     return mine;
   }
 
-  Context& context_;
+  std::shared_ptr<NcclStream> beside_;
   std::shared_ptr<NcclWatchdog> watchdog_;
   std::unique_ptr<Communicator> staged_;
   ncclComm_t comm_ = nullptr;
@@ -294,7 +306,8 @@ std::unique_ptr<Communicator> make_nccl_communicator(Communicator& control, Cont
   if (context.device() != DeviceType::kCuda) {
     throw DeviceError("NCCL works on GPU memory and the context is on the host");
   }
-  return std::make_unique<NcclCommunicator>(control, context, std::make_shared<NcclWatchdog>());
+  return std::make_unique<NcclCommunicator>(
+      control, std::make_shared<NcclStream>(context, kSumBytes), std::make_shared<NcclWatchdog>());
 }
 
 }  // namespace degu

@@ -1,6 +1,12 @@
-// Collectives on GPU memory by NCCL: one rank per GPU, all work in the order of the context's
-// stream. Nothing here waits for the device; a call is complete for whatever follows on that
-// stream.
+// Collectives on GPU memory by NCCL: one rank per GPU, on a stream of their own beside the
+// context's (comm/nccl_stream.h). A call's work comes after all that the context's stream was given
+// before the call, and before all that it is given after `wait`. Nothing here waits for the device.
+//
+// The groups of a process, split from one communicator, share that stream, so their collectives run
+// one after the other in the order of the calls. Ranks make the calls of a group in one order, and
+// those of several groups in the order of the one program that all run: no rank comes to wait for a
+// collective that another has put behind one that waits for the first. The price: a small exchange
+// waits for a large reduction that was asked for before it.
 //
 // Sums in tree order are made of an exchange and a sum of our own in that order (comm/tree.h),
 // since NCCL's own order depends on its algorithm; Order::kAny in fp32 is NCCL's. What NCCL does

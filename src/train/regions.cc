@@ -57,11 +57,15 @@ TrainedRegions::TrainedRegions(Context& context, const RunConfig& config, const 
     }
   }
   kept_ = Arena::measuring(context.device());
-  shared_ = Arena::measuring(context.device());
-  make_gradients(context, config, plan, layout, kept_, shared_);
+  for (int i = 0; i < (config.train.overlap_reduction ? 2 : 1); ++i) {
+    shared_.push_back(std::make_unique<GradientTurns>(Arena::measuring(context.device())));
+  }
+  make_gradients(context, config, plan, layout);
   kept_ = Arena(kept_.peak(), context.device());
-  shared_ = Arena(shared_.peak(), context.device());
-  make_gradients(context, config, plan, layout, kept_, shared_);
+  for (const auto& turns : shared_) {
+    turns->memory() = Arena(turns->memory().peak(), context.device());
+  }
+  make_gradients(context, config, plan, layout);
 }
 
 void TrainedRegions::add_region(Context& context, const RunConfig& config, const Layout& layout,
@@ -81,12 +85,19 @@ void TrainedRegions::add_region(Context& context, const RunConfig& config, const
 }
 
 void TrainedRegions::make_gradients(Context& context, const RunConfig& config, const StepPlan& plan,
-                                    const Layout& layout, Arena& kept, Arena& shared) {
+                                    const Layout& layout) {
   const bool tree = config.train.reproducible;
   const int64_t chunks = training_head_chunks(plan, config.model.vocab).chunks;
   // In shared memory the dense part of a block and its experts lie side by side, and the embedding
   // and the head, which no block needs, in the same place.
   size_t dense_end = 0;
+  // A backward pass goes from the head over the blocks to the embedding.
+  const auto turn = [&](const TrainedRegion& state, bool of_head) -> GradientTurns& {
+    const int steps = of_head                   ? 0
+                      : state.opens == kNoBlock ? config.model.layers + 1
+                                                : config.model.layers - state.opens;
+    return *shared_[static_cast<size_t>(steps) % shared_.size()];
+  };
   for (TrainedRegion& state : all_) {
     const RegionKind kind = state.region->kind;
     const bool experts = kind == RegionKind::kExperts;
@@ -97,23 +108,24 @@ void TrainedRegions::make_gradients(Context& context, const RunConfig& config, c
     const ShardPlace place{.layout = state.adamw->layout(),
                            .mine = state.adamw->range(),
                            .order = tree ? Order::kTree : Order::kAny};
-    auto make = [&](int64_t leaves) {
+    auto make = [&](int64_t leaves, bool of_head) {
       if (!sharded) {
         state.gradients.push_back(std::make_unique<WholeGradient>(
             context, *state.region, place, RegionLeaves{slots, leaves * plan.micro_batches, tree},
-            kept));
+            kept_));
         return;
       }
-      shared.release(experts ? dense_end : 0);
+      GradientTurns& shared = turn(state, of_head);
+      shared.memory().release(experts ? dense_end : 0);
       state.gradients.push_back(std::make_unique<ShardedGradient>(
           context, *state.region, place, RegionLeaves{slots, leaves, tree}, plan.micro_batches,
-          kept, shared));
-      if (kind == RegionKind::kDense) dense_end = std::max(dense_end, shared.mark());
+          kept_, shared));
+      if (kind == RegionKind::kDense) dense_end = std::max(dense_end, shared.memory().mark());
     };
     state.gradients.clear();
     const bool tied = kind == RegionKind::kEmbedding && config.model.tied_head;
-    make(kind == RegionKind::kHead ? chunks : 1);
-    if (tied) make(chunks);
+    make(kind == RegionKind::kHead ? chunks : 1, kind == RegionKind::kHead);
+    if (tied) make(chunks, true);
     if (tied || kind == RegionKind::kHead) head_sink_ = state.gradients.back().get();
   }
 }
@@ -137,6 +149,12 @@ void TrainedRegions::end_block(int block) {
     if (state.region->kind == RegionKind::kHead || state.closes != block) continue;
     state.gradients.front()->end_leaf();
   }
+}
+
+size_t TrainedRegions::gradient_bytes() const {
+  size_t sum = kept_.peak();
+  for (const auto& turns : shared_) sum += turns->memory().peak();
+  return sum;
 }
 
 size_t TrainedRegions::moment_bytes() const {

@@ -44,21 +44,23 @@ class TrainedRegions : public BlockSink {
   void begin_block(int block) override;
   void end_block(int block) override;
 
-  size_t gradient_bytes() const { return kept_.peak() + shared_.peak(); }
+  size_t gradient_bytes() const;
   size_t moment_bytes() const;
 
  private:
   void add_region(Context& context, const RunConfig& config, const Layout& layout,
                   const ParameterSet& parameters, ParameterRegion region);
-  // Takes gradients from both arenas: run once to measure, then to lay them out.
+  // Takes gradients from kept_ and shared_: run once to measure, then to lay them out.
   void make_gradients(Context& context, const RunConfig& config, const StepPlan& plan,
-                      const Layout& layout, Arena& kept, Arena& shared);
+                      const Layout& layout);
 
+  Arena kept_;  // taken by gradients for the step
+  // Taken by gradients of different blocks, whole ones of one pass: blocks that follow one another
+  // take them in turns.
+  std::vector<std::unique_ptr<GradientTurns>> shared_;
   std::vector<TrainedRegion> all_;
   int64_t norm_blocks_ = 0;
   LeafSink* head_sink_ = nullptr;
-  Arena kept_;    // by gradients for the step
-  Arena shared_;  // by gradients of different blocks, whole ones of one pass
 };
 
 // How training spreads experts over `group`, the expert-parallel one.

@@ -2,7 +2,8 @@
 // that hold the region.
 #pragma once
 
-#include <span>
+#include <utility>
+#include <vector>
 
 #include "comm/communicator.h"
 #include "optim/flat_layout.h"
@@ -31,7 +32,7 @@ class StepGradient : public LeafSink {
   int64_t shard_elements() const { return place_.mine.elements(); }
   AnyView own_part(AnyView all) const { return all.rows(place_.mine.begin, shard_elements()); }
   // This rank's shard of the sum of the ranks' `all`, to `out`: own_part(all), or memory apart.
-  void reduce(AnyView all, AnyView out);
+  Work reduce(AnyView all, AnyView out);
 
  private:
   Context& context_;
@@ -55,24 +56,48 @@ class WholeGradient : public StepGradient {
   GradientRegion sum_;
 };
 
+class ShardedGradient;
+
+// Memory that several gradients use in turns, each from the first leaf of a pass until its sum is
+// reduced over the ranks.
+class GradientTurns {
+ public:
+  explicit GradientTurns(Arena memory) : memory_(std::move(memory)) {}
+  Arena& memory() { return memory_; }
+  // Waits for the reductions that still read the memory.
+  void vacate();
+  // `gradient` is being reduced.
+  void occupy(ShardedGradient& gradient) { reduced_.push_back(&gradient); }
+
+ private:
+  Arena memory_;
+  std::vector<ShardedGradient*> reduced_;
+};
+
 // Reduces each pass's sum when its last leaf is there, and joins the passes' shards
-// (train.shard_gradients; ZeRO stage 2). For units in UnitOrder::kPassMajor.
+// (train.shard_gradients; ZeRO stage 2). For units in UnitOrder::kPassMajor. The reduction goes on
+// beside what is computed, until its memory is wanted by the next or `shard` is called.
 class ShardedGradient : public StepGradient {
  public:
-  // `leaves`: of one pass; `kept`: memory for the step; `shared`: memory between begin_leaf of a
-  // pass's first leaf and end_leaf of its last.
+  // `leaves`: of one pass; `kept`: memory for the step; `shared`, which outlives the gradient:
+  // where a pass's sum lies.
   ShardedGradient(Context& context, const ParameterRegion& region, const ShardPlace& place,
-                  const RegionLeaves& leaves, int64_t passes, Arena& kept, Arena& shared);
+                  const RegionLeaves& leaves, int64_t passes, Arena& kept, GradientTurns& shared);
 
-  void begin_leaf() override { of_pass_.begin_leaf(); }
+  void begin_leaf() override;
   void end_leaf() override;
-  AnyView shard() override { return shards_.result(); }
+  AnyView shard() override;
+  // Waits for the reduction that is under way, if there is one.
+  void finish();
 
  private:
   int64_t leaves_;
   int64_t done_ = 0;  // of the present pass
+  GradientTurns& shared_;
   GradientRegion of_pass_;
   LeafTree shards_;
+  AnyView reduced_;  // where the shard comes to lie; null when nothing is under way
+  Work reduction_;
 };
 
 }  // namespace degu

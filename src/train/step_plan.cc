@@ -81,6 +81,11 @@ void TrainConfig::check() const {
         "between 0 and 1",
         s.warmup, s.decay, s.final_ratio);
   }
+  if (overlap_reduction && !shard_gradients) {
+    throw ConfigError(
+        "train.overlap_reduction: whole gradients are reduced once, at the end of a step; set "
+        "train.shard_gradients: true or leave it out");
+  }
   if (log_every < 1) throw ConfigError("train.log_every is {}; it must be at least 1", log_every);
   if (keep_checkpoints < 1) {
     throw ConfigError("train.keep_checkpoints is {}; it must be at least 1", keep_checkpoints);

@@ -102,6 +102,7 @@ struct TrainConfig {
   Recompute recompute = Recompute::kNone;
   bool reproducible = true;
   bool shard_gradients = false;
+  bool overlap_reduction = false;
   int64_t seed = 1;
   OptimizerConfig optimizer;
   BalanceConfig balance;
@@ -130,6 +131,9 @@ struct TrainConfig {
     f("shard_gradients", shard_gradients,
       "reduce each block's gradients when its backward pass is done and keep this rank's shard "
       "alone: less memory, a reduction in every pass instead of one in every step");
+    f("overlap_reduction", overlap_reduction,
+      "with shard_gradients: a block's gradients are reduced while the next block's are computed, "
+      "which takes memory for a second block; between GPUs alone it saves time");
     f("seed", seed, "initial weights, rounding of bf16 moments (data.seed orders the data)");
     f("optimizer", optimizer, "AdamW and its schedule");
     f("balance", balance, "what keeps experts evenly loaded");

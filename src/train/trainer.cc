@@ -168,12 +168,13 @@ void Trainer::update(double learning_rate, double norm) {
       .weight_decay = o.weight_decay,
       .step = next_step_ + 1,
       .grad_scale = o.clip > 0 && norm > o.clip ? static_cast<float>(o.clip / norm) : 1.0f};
+  std::vector<Work> gathers;  // each beside the steps of the regions behind it
   for (TrainedRegion& state : regions_.all()) {
     const AnyView values = state.region->values;
     state.adamw->step(context_, hyper, values, state.grad_shard);
     const FlatRange mine = state.adamw->range();
-    state.group->all_gather(context_, values.rows(mine.begin, mine.elements()), values,
-                            state.adamw->layout().shard_elements());
+    gathers.push_back(state.group->all_gather(context_, values.rows(mine.begin, mine.elements()),
+                                              values, state.adamw->layout().shard_elements()));
   }
 }
 

@@ -1,9 +1,12 @@
 #include "comm/thread_comm.h"
 
+#include <array>
 #include <catch2/catch.hpp>
+#include <cmath>
 
 #include "cases.h"
 #include "comm/staged_comm.h"
+#include "late_comm.h"
 #include "tensor/tensor.h"
 #include "thread_ranks.h"
 
@@ -47,6 +50,42 @@ TEST_CASE("by way of the host: properties of every communicator, on memory that 
               }).empty());
     }
   }
+}
+
+TEST_CASE("postponed until the wait: properties of every communicator") {
+  for (int ranks : {1, 2, 4}) {
+    for (const test::CommCase& check : test::comm_cases()) {
+      INFO(check.name << " on " << ranks << " ranks");
+      REQUIRE(failure(ranks, [&](Communicator& comm) {
+                test::LateCommunicator late(comm);
+                check.run(late);
+              }).empty());
+    }
+  }
+}
+
+TEST_CASE("postponed until the wait: what is read, written or sent too early is found out") {
+  run_as_threads(2, [](Communicator& comm) {
+    test::LateCommunicator late(comm);
+    Context context({.threads = 1, .scratch_bytes = 1});
+    const std::array<int64_t, 2> one_each = {1, 1};
+    std::array<float, 2> sent = {1, 2}, received = {0, 0};
+    const View<float> send(sent.data(), {2, 1}), receive(received.data(), {2, 1});
+    Work work = late.all_to_all_rows(context, send, one_each, receive, one_each);
+    const bool nothing_yet = std::isnan(received[0]) && std::isnan(received[1]);
+    sent = {3, 4};  // too early
+    work.wait();
+    const float mine = comm.rank() == 0 ? 3 : 4;
+    if (!nothing_yet || received[0] != mine || received[1] != mine) throw DataError("not late");
+    work = late.all_reduce(context, receive, Reduce::kSum, Order::kTree);
+    received[1] = 0;  // too early
+    try {
+      work.wait();
+    } catch (const CommError&) {
+      return;
+    }
+    throw DataError("a write into memory under way went unnoticed");
+  });
 }
 
 TEST_CASE("a rank that throws ends the others with its reason") {

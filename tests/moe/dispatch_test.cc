@@ -9,6 +9,7 @@
 #include "base/random.h"
 #include "comm/thread_comm.h"
 #include "tensor/tensor.h"
+#include "tests/comm/late_comm.h"
 
 namespace degu {
 namespace {
@@ -156,12 +157,16 @@ TEST_CASE("every row reaches its expert and comes back, in as many rounds as the
   for (const Case& c : cases) {
     INFO(c.name);
     std::vector<std::string> faults(static_cast<size_t>(c.ranks));
-    run_as_threads(c.ranks, [&](Communicator& group) {
-      faults[static_cast<size_t>(group.rank())] = travel(c, group);
-    });
-    for (const std::string& fault : faults) {
-      INFO(fault);
-      CHECK(fault.empty());
+    for (bool late : {false, true}) {
+      run_as_threads(c.ranks, [&](Communicator& ranks) {
+        test::LateCommunicator postponing(ranks);
+        Communicator& group = late ? postponing : ranks;
+        faults[static_cast<size_t>(group.rank())] = travel(c, group);
+      });
+      for (const std::string& fault : faults) {
+        INFO(fault);
+        CHECK(fault.empty());
+      }
     }
   }
 }

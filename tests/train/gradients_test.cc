@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "comm/thread_comm.h"
+#include "tests/comm/late_comm.h"
 #include "tests/model/tiny_model.h"
 #include "train/step_gradient.h"
 
@@ -97,7 +98,9 @@ void write_leaf(StepGradient& sink, const ParameterRegion& region, int64_t leaf)
 }
 
 // Leaf l of `leaves`, in pass m of `passes`, on rank r: rank-major for whole gradients, pass-major
-// for sharded ones. What is wrong; empty when nothing is.
+// for sharded ones, two of which take turns in one memory; the second's leaves begin at kNext. What
+// is wrong; empty when nothing is.
+constexpr int64_t kNext = 512;
 std::string wrong_shards(Communicator& world, int64_t leaves, int64_t passes) {
   Context context;
   const ModelShape shape = testing::tiny_shape();
@@ -108,11 +111,17 @@ std::string wrong_shards(Communicator& world, int64_t leaves, int64_t passes) {
       const FlatLayout layout({{.piece_elements = region.elements()}}, world.size());
       const FlatRange mine = layout.shard(world.rank());
       const ShardPlace place{.layout = layout, .mine = mine, .order = Order::kTree};
-      Arena kept(size_t{8} << 20), shared(size_t{8} << 20);
+      Arena kept(size_t{8} << 20);
+      GradientTurns shared{Arena(size_t{8} << 20)};
       WholeGradient at_the_end(context, region, place, {.leaves = passes * leaves}, kept);
       ShardedGradient by_pass(context, region, place, {.leaves = leaves}, passes, kept, shared);
-      at_the_end.reduce_over(world);
-      by_pass.reduce_over(world);
+      shared.memory().release(0);
+      ShardedGradient next(context, region, place, {.leaves = leaves}, passes, kept, shared);
+      for (StepGradient* sink :
+           {static_cast<StepGradient*>(&at_the_end), static_cast<StepGradient*>(&by_pass),
+            static_cast<StepGradient*>(&next)}) {
+        sink->reduce_over(world);
+      }
       for (int step = 0; step < 2; ++step) {
         for (int64_t m = 0; m < passes; ++m) {
           for (int64_t l = 0; l < leaves; ++l) {
@@ -121,17 +130,20 @@ std::string wrong_shards(Communicator& world, int64_t leaves, int64_t passes) {
           for (int64_t l = 0; l < leaves; ++l) {
             write_leaf(by_pass, region, (m * ranks + world.rank()) * leaves + l);
           }
-          // Between passes the shared memory is another's.
-          shared.release(0);
-          const AnyView all = shared.take(DType::kF32, {static_cast<int64_t>(shared.peak() / 4)});
-          std::fill_n(all.as<float>().data(), all.elements(), -7.0f);
+          for (int64_t l = 0; l < leaves; ++l) {
+            write_leaf(next, region, kNext + (m * ranks + world.rank()) * leaves + l);
+          }
         }
-        const AnyView a = at_the_end.shard(), b = by_pass.shard();
+        const AnyView a = at_the_end.shard(), b = by_pass.shard(), c = next.shard();
         if (a.elements() != mine.elements() || b.elements() != mine.elements()) return "size";
         size_t member = 0;
         for (int64_t i = mine.begin; i < mine.end; ++i) {
           while (region.offsets[member + 1] <= i) ++member;
-          const float sum = tree(0, ranks * passes * leaves, (i - region.offsets[member]) % 5);
+          const int64_t element = (i - region.offsets[member]) % 5;
+          const float sum = tree(0, ranks * passes * leaves, element);
+          if (c.as<float>()[i - mine.begin] != tree(kNext, ranks * passes * leaves, element)) {
+            return fmt::format("element {} of the next one's", i);
+          }
           if (a.as<float>()[i - mine.begin] != sum || b.as<float>()[i - mine.begin] != sum) {
             return fmt::format("element {}: {} and {}, not {}", i, a.as<float>()[i - mine.begin],
                                b.as<float>()[i - mine.begin], sum);
@@ -149,10 +161,14 @@ TEST_CASE("shards of gradients are those of the tree over all leaves of the step
       for (int64_t passes : {1, 2, 4, 8}) {
         INFO(ranks << " ranks, " << passes << " passes of " << leaves << " leaves");
         std::vector<std::string> wrong(static_cast<size_t>(ranks));
-        run_as_threads(ranks, [&](Communicator& world) {
-          wrong[static_cast<size_t>(world.rank())] = wrong_shards(world, leaves, passes);
-        });
-        CHECK(wrong == std::vector<std::string>(wrong.size()));
+        for (bool late : {false, true}) {
+          run_as_threads(ranks, [&](Communicator& group) {
+            test::LateCommunicator postponing(group);
+            Communicator& world = late ? postponing : group;
+            wrong[static_cast<size_t>(world.rank())] = wrong_shards(world, leaves, passes);
+          });
+          CHECK(wrong == std::vector<std::string>(wrong.size()));
+        }
       }
     }
   }

@@ -90,6 +90,9 @@ TEST_CASE("gradients in shards take a share of memory, and one block's beside it
   const double block = (dense - embedding) / 8 + experts / 8;
   const double shards = (dense + embedding) / 4 + experts / 2;
   CHECK(gradients(true, false, 0) == Approx(shards + block).epsilon(0.05));
+  config.train.overlap_reduction = true;
+  CHECK(gradients(true, false, 0) == Approx(shards + 2 * block).epsilon(0.05));
+  config.train.overlap_reduction = false;
   // Two passes are a pair. Two slots of the block's experts, and their sum.
   CHECK(gradients(true, true, 2) ==
         Approx(shards + (dense - embedding) / 8 + 3 * experts / 8).epsilon(0.05));

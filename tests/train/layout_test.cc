@@ -149,6 +149,26 @@ TEST_CASE("rows that travel in two stages over two nodes of two ranks leave the 
   }
 }
 
+TEST_CASE("exchanges that end as late as their wait leave the same bits") {
+  for (const Variant& variant : variants()) {
+    INFO(variant.name);
+    const Trained reference = train(variant.config, {.ranks = 1}, kFewSteps);
+    for (RankLayout layout : kLayouts) {
+      if (layout.ranks == 1) continue;
+      INFO(describe(layout));
+      layout.late = true;
+      RunConfig config = variant.config;
+      config.cluster.headroom = 1;
+      CHECK(train(config, layout, kFewSteps) == reference);
+      config.train.shard_gradients = true;
+      for (bool beside : {false, true}) {
+        config.train.overlap_reduction = beside;
+        CHECK(train(config, layout, kFewSteps) == reference);
+      }
+    }
+  }
+}
+
 TEST_CASE("what is computed again is what was computed before") {
   for (const Variant& variant : variants()) {
     INFO(variant.name);

@@ -55,6 +55,8 @@ TEST_CASE("sizes that do not fit together are refused with their names") {
   CHECK_THAT(message([](RunConfig& c) { c.train.tokens = 5; }), Contains("keep one"));
   CHECK_THAT(message([](RunConfig& c) { c.train.unit_sequences = 5; }),
              Contains("train.unit_sequences is 5"));
+  CHECK_THAT(message([](RunConfig& c) { c.train.overlap_reduction = true; }),
+             Contains("shard_gradients: true"));
   CHECK_THAT(message([](RunConfig&) {}, 16), Contains("cannot be shared by 16 ranks"));
   CHECK_THAT(message([](RunConfig& c) { c.train.balance.group_sequences = 3; }),
              Contains("train.balance.group_sequences is 3"));

@@ -15,6 +15,7 @@
 #include "comm/thread_comm.h"
 #include "data/prepare.h"
 #include "tensor/device.h"
+#include "tests/comm/late_comm.h"
 #include "train/run.h"
 
 namespace degu::testing {
@@ -91,6 +92,7 @@ struct RankLayout {
   int64_t micro_sequences = 0;
   int threads = 1;
   DeviceType device = DeviceType::kCpu;  // an accelerator is shared by all ranks
+  bool late = false;                     // exchanges take place when they are waited for
 };
 
 // One rank's context, and the communicator for tensors on its device.
@@ -99,11 +101,13 @@ struct RankOnDevice {
       : context({.threads = layout.threads,
                  .scratch_bytes = size_t{1} << (layout.device == DeviceType::kCpu ? 30 : 27),
                  .device = layout.device}),
-        staged(layout.device == DeviceType::kCpu ? nullptr : make_staged_communicator(ranks)),
-        world(staged ? *staged : ranks) {}
+        between(layout.device != DeviceType::kCpu ? make_staged_communicator(ranks)
+                : layout.late                     ? std::make_unique<test::LateCommunicator>(ranks)
+                                                  : nullptr),
+        world(between ? *between : ranks) {}
 
   Context context;
-  std::unique_ptr<Communicator> staged;
+  std::unique_ptr<Communicator> between;
   Communicator& world;
 };
 
