@@ -1,9 +1,17 @@
 # Settles whether the CUDA backend takes part, and says so in one line.
 set(DEGU_CUDA_ENABLED OFF)
-if(NOT DEGU_CUDA MATCHES "^(AUTO|ON|OFF)$")
-  message(FATAL_ERROR "DEGU_CUDA is ${DEGU_CUDA}, must be AUTO, ON or OFF")
+if(NOT DEGU_CUDA MATCHES "^(AUTO|ON|OFF|EMULATED)$")
+  message(FATAL_ERROR "DEGU_CUDA is ${DEGU_CUDA}, must be AUTO, ON, OFF or EMULATED")
 endif()
-if(NOT DEGU_CUDA STREQUAL "OFF")
+if(DEGU_CUDA STREQUAL "EMULATED")
+  # Kernels and all that calls them, compiled by the C++ compiler against a stand-in for the toolkit.
+  if(DEGU_SANITIZE)
+    message(FATAL_ERROR "DEGU_CUDA=EMULATED changes stacks behind the back of a sanitizer; leave DEGU_SANITIZE empty")
+  endif()
+  add_subdirectory(${PROJECT_SOURCE_DIR}/tests/cuda_emulation ${PROJECT_BINARY_DIR}/tests/cuda_emulation)
+  set(DEGU_CUDA_RUNTIME $<BUILD_INTERFACE:degu_cuda_emulation>)
+  set(DEGU_CUDA_ENABLED ON)
+elseif(NOT DEGU_CUDA STREQUAL "OFF")
   # nvcc is rarely on the PATH of a fresh shell.
   if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
     find_program(DEGU_NVCC nvcc HINTS $ENV{CUDA_HOME}/bin /usr/local/cuda/bin)
@@ -33,6 +41,7 @@ if(NOT DEGU_CUDA STREQUAL "OFF")
     # pedantry stays out: what nvcc generates does not hold it.
     set(DEGU_CUDA_OPTIONS --expt-relaxed-constexpr -fmad=false -Werror=all-warnings -DFMT_USE_CONSTEXPR=1
                           "SHELL:-Xcompiler=-Wall,-Wextra,-Wno-missing-field-initializers,-Wno-restrict,-Werror")
+    set(DEGU_CUDA_RUNTIME CUDA::cudart_static)
     set(DEGU_CUDA_ENABLED ON)
   elseif(DEGU_CUDA STREQUAL "ON")
     message(FATAL_ERROR "DEGU_CUDA is ON and no CUDA compiler was found; set CUDACXX or CUDA_HOME, or use DEGU_CUDA=OFF")
@@ -40,10 +49,12 @@ if(NOT DEGU_CUDA STREQUAL "OFF")
 endif()
 # Collectives between GPUs; without it ranks exchange by way of the host.
 option(DEGU_NCCL "Use NCCL where it is found" ON)
-if(DEGU_CUDA_ENABLED AND DEGU_NCCL)
+if(DEGU_CUDA_ENABLED AND DEGU_NCCL AND NOT DEGU_CUDA STREQUAL "EMULATED")
   find_package(NCCL QUIET)  # third_party/FindNCCL.cmake
 endif()
-if(DEGU_CUDA_ENABLED)
+if(DEGU_CUDA STREQUAL "EMULATED")
+  message(STATUS "CUDA backend: emulated on the host, for tests")
+elseif(DEGU_CUDA_ENABLED)
   message(STATUS "CUDA backend: on (${CMAKE_CUDA_COMPILER} ${CMAKE_CUDA_COMPILER_VERSION}, architectures ${CMAKE_CUDA_ARCHITECTURES})")
 else()
   message(STATUS "CUDA backend: off (DEGU_CUDA=${DEGU_CUDA})")

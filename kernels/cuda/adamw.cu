@@ -100,13 +100,13 @@ void step_typed(Context& context, const AdamWStep& options, const NoiseStream& n
                master.elements()};
   if (f.n == 0) return;
   const unsigned blocks = blocks_for(f.n, int64_t{kThreads} * Pass::kN);
-  const auto stream = state_of(context).stream();
   if (vectored<T>(1, 0, {master.data, m.data, v.data, grad.data, weight.data})) {
-    each_pack_kernel<true, Pass::kN><<<blocks, kThreads, 0, stream>>>(f.n, f);
+    launch_kernel(context, "adamw", {blocks, kThreads}, &each_pack_kernel<true, Pass::kN, Pass>,
+                  f.n, f);
   } else {
-    each_pack_kernel<false, Pass::kN><<<blocks, kThreads, 0, stream>>>(f.n, f);
+    launch_kernel(context, "adamw", {blocks, kThreads}, &each_pack_kernel<false, Pass::kN, Pass>,
+                  f.n, f);
   }
-  state_of(context).check_launch("adamw");
 }
 
 template <class M>
@@ -148,10 +148,8 @@ void all_square_sums(Context& context, AnyView grad, double* sums) {
   const int64_t n = grad.elements();
   const int64_t blocks = (n + kNormBlock - 1) / kNormBlock;
   if (blocks == 0) return;
-  square_sums_kernel<<<blocks_for(blocks, kThreads / 16), kThreads, 0,
-                       state_of(context).stream()>>>(static_cast<const float*>(grad.data), n,
-                                                     blocks, sums);
-  state_of(context).check_launch("block_square_sums");
+  launch_kernel(context, "block_square_sums", {blocks_for(blocks, kThreads / 16), kThreads},
+                &square_sums_kernel, static_cast<const float*>(grad.data), n, blocks, sums);
 }
 
 }  // namespace

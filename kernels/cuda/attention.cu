@@ -215,14 +215,13 @@ struct Geometry {
 template <class T, int kW, int kWarps>
 __global__ void __launch_bounds__(kWarps * 32, 1) forward_kernel(Args<T> args) {
   using S = Geometry<T, kW, kWarps>;
-  extern __shared__ uint4 shared[];
   const Tile tile = args.tiles[blockIdx.x];
   const int group = args.heads / args.kv_heads;
   const int kv_head = static_cast<int>(blockIdx.y) / args.slices;
   const int first = static_cast<int>(blockIdx.y) % args.slices * S::kRows;
   const int rows = tile.count * group;
   if (first >= rows) return;
-  auto* memory = reinterpret_cast<std::byte*>(shared);
+  auto* memory = reinterpret_cast<std::byte*>(dynamic_shared);
   const Image<T, S::kRows> q{memory};
   const int warp = static_cast<int>(threadIdx.x) / 32;
   memory += Image<T, S::kRows>::size(kW);
@@ -458,8 +457,8 @@ Work planned_there(Context& context, const Resident& resident, int64_t kv_heads,
     work.join_count = slots.parts();
     work.joins = joins = scratch_of<Join>(context, work.join_count);
   }
-  plan_kernel<<<blocks_for(total, kThreads), kThreads, 0, state_of(context).stream()>>>(
-      slots, total, tiles, joins);
+  launch_kernel(context, "attention", {blocks_for(total, kThreads), kThreads}, &plan_kernel, slots,
+                total, tiles, joins);
   return work;
 }
 
@@ -473,10 +472,8 @@ void launch(Context& context, Args<T> args, const TileList& list) {
   const int shared = S::shared_bytes(args.layout.quantized);
   const dim3 grid(static_cast<unsigned>(list.count),
                   static_cast<unsigned>(args.kv_heads * args.slices));
-  allow_shared(forward_kernel<T, kW, kWarps>, shared);
-  forward_kernel<T, kW, kWarps>
-      <<<grid, S::kThreads, static_cast<size_t>(shared), state_of(context).stream()>>>(args);
-  state_of(context).check_launch("attention");
+  launch_kernel(context, "attention", {grid, S::kThreads, shared}, &forward_kernel<T, kW, kWarps>,
+                args);
 }
 
 template <class T>
@@ -511,8 +508,7 @@ void forward_typed(Context& context, AnyView q, const KvView& kv, const Sequence
   });
   if (work.join_count == 0) return;
   const dim3 grid(static_cast<unsigned>(work.join_count), static_cast<unsigned>(kv.kv_heads));
-  join_kernel<T><<<grid, kJoinThreads, 0, state_of(context).stream()>>>(args, work.joins);
-  state_of(context).check_launch("attention");
+  launch_kernel(context, "attention", {grid, kJoinThreads}, &join_kernel<T>, args, work.joins);
 }
 
 void forward(Context& context, AnyView q_THA, const KvView& kv, const Sequences& sequences,

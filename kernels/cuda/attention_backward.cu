@@ -140,13 +140,12 @@ struct QueryGeometry {
 template <class T, int kW>
 __global__ void __launch_bounds__(kWarps<T, kW> * 32, 1) queries_kernel(Args<T> args) {
   using G = QueryGeometry<T, kW>;
-  extern __shared__ uint4 shared[];
   const Block block = args.blocks[blockIdx.x];
   const int head = static_cast<int>(blockIdx.y) / G::kSlices;
   const int kv_head = head / (args.heads / args.kv_heads);
   const int first = block.block * kKeys + static_cast<int>(blockIdx.y) % G::kSlices * G::kRows;
   if (first >= block.length) return;
-  auto* memory = reinterpret_cast<std::byte*>(shared);
+  auto* memory = reinterpret_cast<std::byte*>(dynamic_shared);
   const Image<T, G::kRows> q{memory};
   const Image<T, G::kRows> dout{memory + G::kImage};
   const int warp = static_cast<int>(threadIdx.x) / 32;
@@ -274,12 +273,11 @@ __global__ void __launch_bounds__(kWarps<T, kW> * 32, 1) keys_kernel(Args<T> arg
   using G = KeyGeometry<T, kW>;
   constexpr bool kDk = kWhich != Gradients::kValues;
   constexpr bool kDv = kWhich != Gradients::kKeys;
-  extern __shared__ uint4 shared[];
   const Block block = args.blocks[blockIdx.x];
   const int kv_head = static_cast<int>(blockIdx.y) / G::kSlices;
   const int slice = static_cast<int>(blockIdx.y) % G::kSlices * G::kRows;
   if (block.block * kKeys + slice >= block.length) return;
-  auto* memory = reinterpret_cast<std::byte*>(shared);
+  auto* memory = reinterpret_cast<std::byte*>(dynamic_shared);
   const Image<T, kKeys> keys{memory};
   const Image<T, kKeys> values{memory + G::kHalf};
   const int warp = static_cast<int>(threadIdx.x) / 32;
@@ -354,9 +352,8 @@ template <class T, int kW, Gradients kWhich>
 void launch_keys(Context& context, const Args<T>& args, int64_t blocks) {
   using G = KeyGeometry<T, kW>;
   const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(args.kv_heads * G::kSlices));
-  allow_shared(keys_kernel<T, kW, kWhich>, G::shared_bytes());
-  keys_kernel<T, kW, kWhich><<<grid, G::kBlockThreads, static_cast<size_t>(G::shared_bytes()),
-                               state_of(context).stream()>>>(args);
+  launch_kernel(context, "attention_backward", {grid, G::kBlockThreads, G::shared_bytes()},
+                &keys_kernel<T, kW, kWhich>, args);
 }
 
 template <class T, int kW>
@@ -367,9 +364,8 @@ void launch(Context& context, Args<T> args, const Sequences& sequences, int64_t 
   args.blocks = on_device(context, std::span<const Block>(queries));
   const dim3 grid(static_cast<unsigned>(queries.size()),
                   static_cast<unsigned>(args.heads * G::kSlices));
-  allow_shared(queries_kernel<T, kW>, G::shared_bytes());
-  queries_kernel<T, kW><<<grid, G::kBlockThreads, static_cast<size_t>(G::shared_bytes()),
-                          state_of(context).stream()>>>(args);
+  launch_kernel(context, "attention_backward", {grid, G::kBlockThreads, G::shared_bytes()},
+                &queries_kernel<T, kW>, args);
   args.blocks = on_device(context, std::span<const Block>(keys));
   const auto count = static_cast<int64_t>(keys.size());
   if constexpr (kW == kMostHeadWidth) {
@@ -378,7 +374,6 @@ void launch(Context& context, Args<T> args, const Sequences& sequences, int64_t 
   } else {
     launch_keys<T, kW, Gradients::kBoth>(context, args, count);
   }
-  state_of(context).check_launch("attention_backward");
 }
 
 template <class T>
@@ -407,8 +402,8 @@ void backward_typed(Context& context, AnyView q, const KvView& kv, const Sequenc
       .scale2 = scale * kLog2E,
       .vector = vectored<T>(2, kv.head_width, {q.data, dout.data, dq.data, dk.data, dv.data})};
   with_head_width("attention_backward", kv.head_width, [&](auto padded) {
-    delta_kernel<T>
-        <<<blocks_for(rows, kThreads / 32), kThreads, 0, state_of(context).stream()>>>(args);
+    launch_kernel(context, "attention_backward", {blocks_for(rows, kThreads / 32), kThreads},
+                  &delta_kernel<T>, args);
     launch<T, decltype(padded)::value>(context, args, sequences, kv.max_pages);
   });
 }

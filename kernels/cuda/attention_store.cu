@@ -149,11 +149,10 @@ void store_typed(Context& context, AnyView k, AnyView v, const Sequences& sequen
                   .vector = vectored<T>(2, kv.head_width, {k.data, v.data})};
   const dim3 grid(static_cast<unsigned>(count), static_cast<unsigned>(kv.kv_heads));
   if (args.layout.quantized) {
-    store_bytes_kernel<T><<<grid, kStoreThreads, 0, state_of(context).stream()>>>(args);
+    launch_kernel(context, "kv_store", {grid, kStoreThreads}, &store_bytes_kernel<T>, args);
   } else {
-    store_kernel<T><<<grid, kStoreThreads, 0, state_of(context).stream()>>>(args);
+    launch_kernel(context, "kv_store", {grid, kStoreThreads}, &store_kernel<T>, args);
   }
-  state_of(context).check_launch("kv_store");
 }
 
 void refuse_wide(const char* op, int64_t width) {

@@ -33,11 +33,11 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class Word>
-void copy_rows_of(Context& context, const void* from, const int32_t* source, void* to, int64_t rows,
-                  int64_t row_bytes, int64_t source_rows) {
-  copy_rows_kernel<<<blocks_for(rows, kThreads / 32), kThreads, 0, state_of(context).stream()>>>(
-      static_cast<const Word*>(from), source, static_cast<Word*>(to), rows,
-      row_bytes / static_cast<int64_t>(sizeof(Word)), source_rows);
+void copy_rows_of(Context& context, const char* op, const void* from, const int32_t* source,
+                  void* to, int64_t rows, int64_t row_bytes, int64_t source_rows) {
+  launch_kernel(context, op, {blocks_for(rows, kThreads / 32), kThreads}, &copy_rows_kernel<Word>,
+                static_cast<const Word*>(from), source, static_cast<Word*>(to), rows,
+                row_bytes / static_cast<int64_t>(sizeof(Word)), source_rows);
 }
 
 // With the widest words that rows and addresses are whole multiples of.
@@ -47,15 +47,14 @@ inline void copy_rows(Context& context, const char* op, const void* from, const 
   const uintptr_t bits = reinterpret_cast<uintptr_t>(from) | reinterpret_cast<uintptr_t>(to) |
                          static_cast<uintptr_t>(row_bytes);
   if (bits % 16 == 0) {
-    copy_rows_of<uint4>(context, from, source, to, rows, row_bytes, source_rows);
+    copy_rows_of<uint4>(context, op, from, source, to, rows, row_bytes, source_rows);
   } else if (bits % 4 == 0) {
-    copy_rows_of<uint32_t>(context, from, source, to, rows, row_bytes, source_rows);
+    copy_rows_of<uint32_t>(context, op, from, source, to, rows, row_bytes, source_rows);
   } else if (bits % 2 == 0) {
-    copy_rows_of<uint16_t>(context, from, source, to, rows, row_bytes, source_rows);
+    copy_rows_of<uint16_t>(context, op, from, source, to, rows, row_bytes, source_rows);
   } else {
-    copy_rows_of<uint8_t>(context, from, source, to, rows, row_bytes, source_rows);
+    copy_rows_of<uint8_t>(context, op, from, source, to, rows, row_bytes, source_rows);
   }
-  state_of(context).check_launch(op);
 }
 
 }  // namespace

@@ -99,11 +99,10 @@ __global__ void __launch_bounds__(kBlock) loss_kernel(Args<D> args) {
 template <int kBlock, class D>
 void launch(Context& context, int64_t rows, bool vector, const Args<D>& args) {
   const auto blocks = static_cast<unsigned>(rows);
-  cudaStream_t stream = state_of(context).stream();
   if (vector) {
-    loss_kernel<kBlock, true><<<blocks, kBlock, 0, stream>>>(args);
+    launch_kernel(context, "cross_entropy", {blocks, kBlock}, &loss_kernel<kBlock, true, D>, args);
   } else {
-    loss_kernel<kBlock, false><<<blocks, kBlock, 0, stream>>>(args);
+    launch_kernel(context, "cross_entropy", {blocks, kBlock}, &loss_kernel<kBlock, false, D>, args);
   }
 }
 
@@ -127,7 +126,6 @@ void loss_typed(Context& context, AnyView logit_TV, std::span<const int32_t> tar
   } else {
     launch<128>(context, rows, vector, args);
   }
-  state_of(context).check_launch("cross_entropy");
 }
 
 void loss(Context& context, AnyView logit_TV, std::span<const int32_t> target_T, float scale,

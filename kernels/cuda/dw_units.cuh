@@ -183,13 +183,11 @@ __device__ inline void sum_units(const DwArgs& args, const int64_t* offsets, Sum
 // One persistent grid over the tiles of all results, `resident` blocks a multiprocessor.
 template <int kBlock, class Kernel>
 void run_dw(Context& context, Kernel* kernel, DwArgs args, int tile, int shared, int resident) {
-  allow_shared(kernel, shared);
   const int64_t tiles = dw_tiles(args, tile, tile);
   const int64_t blocks = std::min(tiles, state_of(context).multiprocessors() * int64_t{resident});
   args.subtrees = scratch_of<float>(context, blocks * args.levels * tile * tile);
-  kernel<<<static_cast<unsigned>(blocks), kBlock, shared, state_of(context).stream()>>>(args,
-                                                                                        tiles);
-  state_of(context).check_launch("grouped_gemm_dw");
+  launch_kernel(context, "grouped_gemm_dw", {static_cast<unsigned>(blocks), kBlock, shared}, kernel,
+                args, tiles);
 }
 
 }  // namespace

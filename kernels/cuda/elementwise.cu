@@ -14,11 +14,10 @@ void each_pack(Context& context, const char* op, bool vector, int64_t n, F f) {
   if (n == 0) return;
   const unsigned blocks = blocks_for(n, int64_t{kThreads} * N);
   if (vector) {
-    each_pack_kernel<true, N><<<blocks, kThreads, 0, state_of(context).stream()>>>(n, f);
+    launch_kernel(context, op, {blocks, kThreads}, &each_pack_kernel<true, N, F>, n, f);
   } else {
-    each_pack_kernel<false, N><<<blocks, kThreads, 0, state_of(context).stream()>>>(n, f);
+    launch_kernel(context, op, {blocks, kThreads}, &each_pack_kernel<false, N, F>, n, f);
   }
-  state_of(context).check_launch(op);
 }
 
 template <class From, class To>

@@ -187,11 +187,11 @@ void backward_typed(Context& context, AnyView dy, const Plan& plan, AnyView dtab
   const auto blocks = static_cast<unsigned>(plan.sums.size()) * static_cast<unsigned>(args.tiles);
   // Four columns are 16 bytes of the table and 8 or 16 of dy.
   if (vectored<float>(2, width, {dy.data, dtable.data})) {
-    sum_kernel<true><<<blocks, kSumThreads, 0, state_of(context).stream()>>>(args);
+    launch_kernel(context, "embedding_backward", {blocks, kSumThreads}, &sum_kernel<true, T>, args);
   } else {
-    sum_kernel<false><<<blocks, kSumThreads, 0, state_of(context).stream()>>>(args);
+    launch_kernel(context, "embedding_backward", {blocks, kSumThreads}, &sum_kernel<false, T>,
+                  args);
   }
-  state_of(context).check_launch("embedding_backward");
 }
 
 void backward(Context& context, AnyView dy, std::span<const int32_t> tokens,

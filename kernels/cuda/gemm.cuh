@@ -229,10 +229,9 @@ __device__ inline void store_tile(const GemmArgs& args, const TilePlace& place, 
 
 template <class Format, class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident) gemm_kernel(GemmArgs args) {
-  extern __shared__ uint4 gemm_memory[];
   using Stage = GemmStage<Format, Tile>;
-  auto* shared = reinterpret_cast<std::byte*>(gemm_memory);
-  auto* out = reinterpret_cast<float*>(gemm_memory);
+  auto* shared = reinterpret_cast<std::byte*>(dynamic_shared);
+  auto* out = reinterpret_cast<float*>(dynamic_shared);
   const WarpPlace<Tile> warp;
   const int column_tiles = (args.outputs + Tile::kOutputs - 1) / Tile::kOutputs;
   TileWalk<Tile::kRows> walk(args.offsets, args.groups, column_tiles);
@@ -270,14 +269,13 @@ template <class Format, class Tile>
 void launch_gemm(Context& context, const GemmArgs& args, int64_t rows, int64_t filled) {
   using Stage = GemmStage<Format, Tile>;
   static_assert(Stage::kShared <= 227 * 1024);
-  allow_shared(&gemm_kernel<Format, Tile>, Stage::kShared);
   const int64_t columns = (args.outputs + Tile::kOutputs - 1) / Tile::kOutputs;
   const int64_t tiles = (rows / Tile::kRows + filled) * columns;
   check_tiles(tiles);
   const int64_t resident = state_of(context).multiprocessors() * int64_t{Tile::kResident};
-  gemm_kernel<Format, Tile><<<static_cast<unsigned>(std::min(tiles, resident)), Tile::kThreads,
-                              Stage::kShared, state_of(context).stream()>>>(args);
-  state_of(context).check_launch("grouped_gemm");
+  launch_kernel(context, "grouped_gemm",
+                {static_cast<unsigned>(std::min(tiles, resident)), Tile::kThreads, Stage::kShared},
+                &gemm_kernel<Format, Tile>, args);
 }
 
 }  // namespace

@@ -81,8 +81,7 @@ __device__ inline void store_floats(const GemmArgs& args, const TilePlace& place
 
 template <class Tile>
 __global__ void __launch_bounds__(Tile::kBlock) float_gemm_kernel(GemmArgs args) {
-  extern __shared__ uint4 float_memory[];
-  auto* shared = reinterpret_cast<float*>(float_memory);
+  auto* shared = reinterpret_cast<float*>(dynamic_shared);
   const int output = static_cast<int>(threadIdx.x) % Tile::kAcross * Tile::kEach;
   const int row = static_cast<int>(threadIdx.x) / Tile::kAcross * Tile::kEach;
   const int w_at = output / kFloatPanel * Tile::kPanelFloats + output % kFloatPanel;
@@ -120,14 +119,13 @@ template <class Tile>
 void launch_floats(Context& context, const GemmArgs& args, int64_t rows, int64_t filled) {
   constexpr int kShared = Tile::kStages * Tile::kStage * static_cast<int>(sizeof(float));
   constexpr int64_t kResident = 4;
-  allow_shared(&float_gemm_kernel<Tile>, kShared);
   const int64_t columns = (args.outputs + Tile::kOutputs - 1) / Tile::kOutputs;
   const int64_t tiles = (rows / Tile::kRows + filled) * columns;
   check_tiles(tiles);
   const int64_t resident = state_of(context).multiprocessors() * kResident;
-  float_gemm_kernel<Tile><<<static_cast<unsigned>(std::min(tiles, resident)), Tile::kBlock, kShared,
-                            state_of(context).stream()>>>(args);
-  state_of(context).check_launch("grouped_gemm");
+  launch_kernel(context, "grouped_gemm",
+                {static_cast<unsigned>(std::min(tiles, resident)), Tile::kBlock, kShared},
+                &float_gemm_kernel<Tile>, args);
 }
 
 }  // namespace

@@ -114,8 +114,7 @@ __device__ inline void store_sums(const DwArgs& args, const DwPlace& place, int 
 }
 
 __global__ void __launch_bounds__(kBlock, kResident) dw_kernel(DwArgs args, int64_t tiles) {
-  extern __shared__ uint4 dw_memory[];
-  auto* shared = reinterpret_cast<std::byte*>(dw_memory);
+  auto* shared = reinterpret_cast<std::byte*>(dynamic_shared);
   const int warp = static_cast<int>(threadIdx.x / 32);
   const int first_output = warp % 2 * 16 * kStrips;
   const int first_column = warp / 2 * 8 * kOctets;

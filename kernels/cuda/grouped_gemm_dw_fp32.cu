@@ -36,8 +36,7 @@ __device__ inline void load_rows(const DwArgs& args, const DwPlace& place,
 }
 
 __global__ void __launch_bounds__(kBlock) dw_float_kernel(DwArgs args, int64_t tiles) {
-  extern __shared__ uint4 dw_float_memory[];
-  auto* shared = reinterpret_cast<float*>(dw_float_memory);
+  auto* shared = reinterpret_cast<float*>(dynamic_shared);
   const int first_output = static_cast<int>(threadIdx.x) / kAcross * kEach;
   const int first_column = static_cast<int>(threadIdx.x) % kAcross * kEach;
   for (int64_t index = blockIdx.x; index < tiles; index += gridDim.x) {

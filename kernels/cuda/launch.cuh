@@ -6,11 +6,16 @@
 #include <cstdint>
 #include <initializer_list>
 #include <span>
+#include <utility>
 
 #include "tensor/context.h"
 #include "tensor/cuda_state.h"
 
 namespace degu::cuda {
+
+// A block's dynamic shared memory.
+extern __shared__ uint4 dynamic_shared[];
+
 namespace {
 
 // Threads per block of passes that reduce nothing.
@@ -48,11 +53,30 @@ bool vectored(int64_t rows, int64_t width, std::initializer_list<const void*> ad
   return bits % 16 == 0;
 }
 
-// Lets a kernel have more than 48 KiB of dynamic shared memory. A launch that could not have it
-// fails and is reported there.
-template <class Kernel>
-void allow_shared(Kernel* kernel, int bytes) {
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+// How many blocks of how many threads, and their dynamic shared memory in bytes.
+struct Grid {
+  dim3 blocks;
+  dim3 threads;
+  int shared = 0;
+};
+
+// Starts kernel(args…) on the context's stream. DeviceError that names the operator when it could
+// not be started.
+template <class... Parameters, class... Args>
+void launch_kernel(Context& context, const char* op, const Grid& grid,
+                   void (*kernel)(Parameters...), Args&&... args) {
+  constexpr int kUnasked = 48 * 1024;  // shared memory that every kernel may have
+  if (grid.shared > kUnasked) {
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, grid.shared);
+  }
+  CudaState& state = state_of(context);
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid.blocks;
+  config.blockDim = grid.threads;
+  config.dynamicSmemBytes = static_cast<size_t>(grid.shared);
+  config.stream = state.stream();
+  cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...);
+  state.check_launch(op);
 }
 
 // Stops the kernel with an error that the next wait reports: an index that the door could not

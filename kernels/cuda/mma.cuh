@@ -14,6 +14,10 @@
 
 #include <cstdint>
 
+#ifdef DEGU_CUDA_EMULATED
+#include "emulated_mma.h"  // tests/cuda_emulation
+#else
+
 namespace degu::cuda {
 namespace {
 
@@ -110,3 +114,4 @@ __device__ inline void wait_copies() {
 
 }  // namespace
 }  // namespace degu::cuda
+#endif

@@ -81,11 +81,10 @@ void combine_typed(Context& context, AnyView x, AnyView row, AnyView gate, AnyVi
   const auto threads = static_cast<unsigned>(std::min<int64_t>(kThreads, (packs + 31) / 32 * 32));
   const auto blocks = static_cast<unsigned>(tokens);
   if (vectored<T>(2, width, {x.data, add.data, y.data})) {
-    combine_kernel<true><<<blocks, threads, 0, state_of(context).stream()>>>(args);
+    launch_kernel(context, "combine", {blocks, threads}, &combine_kernel<true, T>, args);
   } else {
-    combine_kernel<false><<<blocks, threads, 0, state_of(context).stream()>>>(args);
+    launch_kernel(context, "combine", {blocks, threads}, &combine_kernel<false, T>, args);
   }
-  state_of(context).check_launch("combine");
 }
 
 void combine(Context& context, AnyView x, AnyView row, AnyView gate, AnyView add, AnyView y) {
@@ -157,11 +156,11 @@ void backward_typed(Context& context, AnyView dy, AnyView x, AnyView row, AnyVie
   if (args.slots == 0) return;
   const unsigned blocks = blocks_for(args.slots, kThreads / 32);
   if (vectored<T>(2, args.width, {dy.data, x.data, dx.data})) {
-    backward_kernel<true><<<blocks, kThreads, 0, state_of(context).stream()>>>(args);
+    launch_kernel(context, "combine_backward", {blocks, kThreads}, &backward_kernel<true, T>, args);
   } else {
-    backward_kernel<false><<<blocks, kThreads, 0, state_of(context).stream()>>>(args);
+    launch_kernel(context, "combine_backward", {blocks, kThreads}, &backward_kernel<false, T>,
+                  args);
   }
-  state_of(context).check_launch("combine_backward");
 }
 
 void combine_backward(Context& context, AnyView dy, AnyView x, AnyView row, AnyView gate,

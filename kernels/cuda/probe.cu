@@ -67,7 +67,6 @@ double seconds_of(Context& context, Launch&& launch) {
   cudaEventRecord(begin, state.stream());
   launch();
   cudaEventRecord(end, state.stream());
-  state.check_launch("probe");
   state.synchronize();
   float milliseconds = 0.0f;
   cudaEventElapsedTime(&milliseconds, begin, end);
@@ -83,11 +82,11 @@ double arithmetic(Context& context, DType type, int64_t rounds) {
   auto* sink = scratch_of<float>(context, 1);
   const double seconds = seconds_of(context, [&] {
     if (type == DType::kBF16) {
-      bf16_kernel<<<blocks, kThreads, 0, state_of(context).stream()>>>(rounds, 0x3f803f80u, sink);
+      launch_kernel(context, "probe", {blocks, kThreads}, &bf16_kernel, rounds, 0x3f803f80u, sink);
     } else if (type == DType::kI8) {
-      int8_kernel<<<blocks, kThreads, 0, state_of(context).stream()>>>(rounds, 0x01010101u, sink);
+      launch_kernel(context, "probe", {blocks, kThreads}, &int8_kernel, rounds, 0x01010101u, sink);
     } else {
-      fp32_kernel<<<blocks, kThreads, 0, state_of(context).stream()>>>(rounds, 1.0f, sink);
+      launch_kernel(context, "probe", {blocks, kThreads}, &fp32_kernel, rounds, 1.0f, sink);
     }
   });
   // Of a thread per chain and round: a multiply-add, or its 32nd part of a product.
@@ -178,9 +177,9 @@ double pass(Context& context, std::span<const ProbeStream> of, std::byte* const*
   auto* sink = scratch_of<uint32_t>(context, 1);
   const double seconds = seconds_of(context, [&] {
     if (unroll == 4) {
-      pass_kernel<4><<<blocks, kThreads, 0, state_of(context).stream()>>>(streams, 0, sink);
+      launch_kernel(context, "probe", {blocks, kThreads}, &pass_kernel<4>, streams, 0, sink);
     } else {
-      pass_kernel<8><<<blocks, kThreads, 0, state_of(context).stream()>>>(streams, 0, sink);
+      launch_kernel(context, "probe", {blocks, kThreads}, &pass_kernel<8>, streams, 0, sink);
     }
   });
   return static_cast<double>(moved_bytes(of)) / seconds;

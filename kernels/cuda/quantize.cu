@@ -78,13 +78,11 @@ void rows_typed(Context& context, AnyView x, const Activation& out) {
                          .aligned = reinterpret_cast<uintptr_t>(out.values.data) % 8 == 0};
   if (args.total == 0) return;
   const unsigned blocks = blocks_for(args.total * kSharers, kThreads);
-  CUstream_st* stream = state_of(context).stream();
   if (vectored<T>(rows, width, {x.data})) {
-    rows_kernel<true><<<blocks, kThreads, 0, stream>>>(args);
+    launch_kernel(context, "quantize_rows", {blocks, kThreads}, &rows_kernel<true, T>, args);
   } else {
-    rows_kernel<false><<<blocks, kThreads, 0, stream>>>(args);
+    launch_kernel(context, "quantize_rows", {blocks, kThreads}, &rows_kernel<false, T>, args);
   }
-  state_of(context).check_launch("quantize_rows");
 }
 
 void rows(Context& context, AnyView x, const Activation& out) {
@@ -125,10 +123,9 @@ int64_t round_weight(Context& context, AnyView w, const QuantizedWeight& out) {
   const int64_t total = out.rows() * scale_groups(out.inner());
   if (total == 0) return -1;
   const WeightArgs args{.inner = out.inner(), .kind = scheme_info(out.scheme).codes};
-  round_kernel<<<blocks_for(total, kThreads), kThreads, 0, state_of(context).stream()>>>(
-      static_cast<const float*>(w.data), args, total, static_cast<uint8_t*>(out.codes.data),
-      static_cast<bf16*>(out.scales.data));
-  state_of(context).check_launch("quantize_weight");
+  launch_kernel(context, "quantize_weight", {blocks_for(total, kThreads), kThreads}, &round_kernel,
+                static_cast<const float*>(w.data), args, total,
+                static_cast<uint8_t*>(out.codes.data), static_cast<bf16*>(out.scales.data));
   return -1;
 }
 
@@ -152,13 +149,13 @@ void dequantize(Context& context, const QuantizedWeight& weight, AnyView w) {
                         .inner = weight.inner(),
                         .kind = scheme_info(weight.scheme).codes};
   const unsigned blocks = blocks_for(total, kThreads);
-  CUstream_st* stream = state_of(context).stream();
   if (w.dtype == DType::kBF16) {
-    dequantize_kernel<<<blocks, kThreads, 0, stream>>>(args, total, static_cast<bf16*>(w.data));
+    launch_kernel(context, "dequantize", {blocks, kThreads}, &dequantize_kernel<bf16>, args, total,
+                  static_cast<bf16*>(w.data));
   } else {
-    dequantize_kernel<<<blocks, kThreads, 0, stream>>>(args, total, static_cast<float*>(w.data));
+    launch_kernel(context, "dequantize", {blocks, kThreads}, &dequantize_kernel<float>, args, total,
+                  static_cast<float*>(w.data));
   }
-  state_of(context).check_launch("dequantize");
 }
 
 }  // namespace

@@ -79,14 +79,12 @@ void forward_typed(Context& context, AnyView x, AnyView gain, double eps, AnyVie
                             .eps = eps,
                             .rows = rows,
                             .width = width};
-  with_layout<T>(
-      "rmsnorm", width, vectored<T>(rows, width, {x.data, gain.data, y.data}),
-      [&]<class Layout, bool kVector>(Layout, std::bool_constant<kVector>) {
-        forward_kernel<Layout, kVector>
-            <<<blocks_for(rows, Layout::kRows), Layout::kBlock, 0, state_of(context).stream()>>>(
-                args);
-      });
-  state_of(context).check_launch("rmsnorm");
+  with_layout<T>("rmsnorm", width, vectored<T>(rows, width, {x.data, gain.data, y.data}),
+                 [&]<class Layout, bool kVector>(Layout, std::bool_constant<kVector>) {
+                   launch_kernel(context, "rmsnorm",
+                                 {blocks_for(rows, Layout::kRows), Layout::kBlock},
+                                 &forward_kernel<Layout, kVector, T>, args);
+                 });
 }
 
 void forward(Context& context, AnyView x, AnyView gain, double eps, AnyView y, AnyView inv) {
@@ -232,14 +230,12 @@ void backward_typed(Context& context, AnyView dy, AnyView x, AnyView gain, AnyVi
                                .width = width};
     const bool vector =
         vectored<T>(segments.rows(), width, {dy.data, x.data, gain.data, add.data, dx.data});
-    with_layout<T>(
-        "rmsnorm_backward", width, vector,
-        [&]<class Layout, bool kVector>(Layout, std::bool_constant<kVector>) {
-          backward_kernel<Layout, kVector>
-              <<<static_cast<unsigned>(count), Layout::kBlock, 0, state_of(context).stream()>>>(
-                  args);
-        });
-    state_of(context).check_launch("rmsnorm_backward");
+    with_layout<T>("rmsnorm_backward", width, vector,
+                   [&]<class Layout, bool kVector>(Layout, std::bool_constant<kVector>) {
+                     launch_kernel(context, "rmsnorm_backward",
+                                   {static_cast<unsigned>(count), Layout::kBlock},
+                                   &backward_kernel<Layout, kVector, T>, args);
+                   });
   }
   const int64_t leaves = segments.slots * segments.units;
   auto* out = static_cast<float*>(dgain.data);

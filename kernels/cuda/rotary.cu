@@ -79,11 +79,10 @@ void rotate_rows(Context& context, AnyView x, const Args<T>& args) {
   const auto blocks = static_cast<unsigned>(x.dim(0));
   // Rows of `half` elements, in the tensor and in the table, must all start on 16 bytes.
   if (vectored<T>(2, args.half, {x.data})) {
-    rotate_kernel<true><<<blocks, threads, 0, state_of(context).stream()>>>(args);
+    launch_kernel(context, "rotary", {blocks, threads}, &rotate_kernel<true, T>, args);
   } else {
-    rotate_kernel<false><<<blocks, threads, 0, state_of(context).stream()>>>(args);
+    launch_kernel(context, "rotary", {blocks, threads}, &rotate_kernel<false, T>, args);
   }
-  state_of(context).check_launch("rotary");
 }
 
 void rotate(Context& context, AnyView x, std::span<const int32_t> positions, double theta,
@@ -105,8 +104,8 @@ void rotate(Context& context, AnyView x, std::span<const int32_t> positions, dou
   const double* frequencies = on_device(context, std::span<const double>(frequency));
   const int32_t* position = on_device(context, positions);
   auto* table = scratch_of<float>(context, entries * width);
-  table_kernel<<<blocks_for(entries * half, kThreads), kThreads, 0, state_of(context).stream()>>>(
-      frequencies, position, *low, by_position, entries, half, table);
+  launch_kernel(context, "rotary", {blocks_for(entries * half, kThreads), kThreads}, &table_kernel,
+                frequencies, position, *low, by_position, entries, half, table);
   const float sign = inverse ? -1.0f : 1.0f;
   const auto heads = static_cast<int>(x.dim(1));
   if (x.dtype == DType::kBF16) {

@@ -56,7 +56,7 @@ __device__ inline int32_t lanes_before(int32_t value, int32_t& total) {
 }
 
 __global__ void count_kernel(Args args) {
-  extern __shared__ int32_t counters[];
+  auto* counters = reinterpret_cast<int32_t*>(dynamic_shared);
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const auto p = static_cast<int32_t>(blockIdx.x * kWarps + threadIdx.x / 32);
   if (p >= args.pieces) return;  // whole warps, and no block-wide barrier below
@@ -125,7 +125,7 @@ __global__ void offsets_kernel(Args args) {
 }
 
 __global__ void place_kernel(Args args) {
-  extern __shared__ int32_t counters[];
+  auto* counters = reinterpret_cast<int32_t*>(dynamic_shared);
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const auto p = static_cast<int32_t>(blockIdx.x * kWarps + threadIdx.x / 32);
   if (p >= args.pieces) return;
@@ -242,17 +242,16 @@ void route_plan(Context& context, AnyView expert_TK, int64_t experts, int64_t ca
 
   CudaState& state = state_of(context);
   const unsigned piece_blocks = blocks_for(args.pieces, kWarps);
-  const size_t counters = static_cast<size_t>(experts) * kWarps * sizeof(int32_t);
+  const auto counters = static_cast<int>(experts * kWarps * int64_t{sizeof(int32_t)});
   if (token_R.bytes() > 0) state.zero(token_R.data, token_R.bytes());
   if (args.pieces > 0) {
-    count_kernel<<<piece_blocks, kWarps * 32, counters, state.stream()>>>(args);
+    launch_kernel(context, kOp, {piece_blocks, kWarps * 32, counters}, &count_kernel, args);
   }
-  scan_kernel<<<blocks_for(experts, kWarps), kWarps * 32, 0, state.stream()>>>(args);
-  offsets_kernel<<<1, 32, 0, state.stream()>>>(args);
+  launch_kernel(context, kOp, {blocks_for(experts, kWarps), kWarps * 32}, &scan_kernel, args);
+  launch_kernel(context, kOp, {1, 32}, &offsets_kernel, args);
   if (args.pieces > 0) {
-    place_kernel<<<piece_blocks, kWarps * 32, counters, state.stream()>>>(args);
+    launch_kernel(context, kOp, {piece_blocks, kWarps * 32, counters}, &place_kernel, args);
   }
-  state.check_launch(kOp);
 }
 
 void unit_offsets(Context& context, AnyView offsets_E, AnyView token_R,
@@ -264,9 +263,8 @@ void unit_offsets(Context& context, AnyView offsets_E, AnyView token_R,
                       .out = static_cast<int64_t*>(offsets_EU.data),
                       .experts = static_cast<int32_t>(offsets_E.elements() - 1),
                       .count = static_cast<int32_t>(units.size() - 1)};
-  CudaState& state = state_of(context);
-  unit_kernel<<<blocks_for(offsets_EU.elements(), kThreads), kThreads, 0, state.stream()>>>(args);
-  state.check_launch("unit_offsets");
+  launch_kernel(context, "unit_offsets", {blocks_for(offsets_EU.elements(), kThreads), kThreads},
+                &unit_kernel, args);
 }
 
 }  // namespace degu::cuda

@@ -125,9 +125,8 @@ void topk(Context& context, AnyView logit_TE, AnyView bias_E, const RouterOption
                       .renormalize = options.renormalize,
                       .gate_scale = options.gate_scale};
   if (args.tokens == 0) return;
-  topk_kernel<<<blocks_for(args.tokens, kTokenWarps), kTokenThreads, 0,
-                state_of(context).stream()>>>(args);
-  state_of(context).check_launch("router_topk");
+  launch_kernel(context, "router_topk", {blocks_for(args.tokens, kTokenWarps), kTokenThreads},
+                &topk_kernel, args);
 }
 
 struct BackwardArgs {
@@ -240,9 +239,8 @@ void topk_backward(Context& context, AnyView logit_TE, AnyView score_TE, AnyView
                           .gate_scale = options.gate_scale,
                           .dz = dz};
   if (args.tokens == 0) return;
-  backward_kernel<<<blocks_for(args.tokens, kTokenWarps), kTokenThreads, 0,
-                    state_of(context).stream()>>>(args);
-  state_of(context).check_launch("router_topk_backward");
+  launch_kernel(context, "router_topk_backward",
+                {blocks_for(args.tokens, kTokenWarps), kTokenThreads}, &backward_kernel, args);
 }
 
 // Rows of one balance group that are summed in row order; a group's runs are joined in the tree.
@@ -268,7 +266,7 @@ struct BalanceArgs {
 };
 
 __global__ void __launch_bounds__(kBalanceThreads) balance_kernel(BalanceArgs args) {
-  extern __shared__ int counted[];
+  auto* counted = reinterpret_cast<int*>(dynamic_shared);
   __shared__ float total[kBalanceRows];
   const Run run = args.runs[blockIdx.x];
   const int thread = static_cast<int>(threadIdx.x);
@@ -338,9 +336,10 @@ void balance(Context& context, AnyView score_TE, AnyView expert_TK,
                          .softmax = kind == Score::kSoftmax};
   if (count_GE.bytes() > 0) state.zero(count_GE.data, count_GE.bytes());
   if (count > 0) {
-    balance_kernel<<<static_cast<unsigned>(count), kBalanceThreads,
-                     static_cast<size_t>(experts) * sizeof(int), state.stream()>>>(args);
-    state.check_launch("router_balance");
+    launch_kernel(context, "router_balance",
+                  {static_cast<unsigned>(count), kBalanceThreads,
+                   static_cast<int>(experts * static_cast<int64_t>(sizeof(int)))},
+                  &balance_kernel, args);
   }
   join_tree(context, args.partial, on_device(context, std::span<const int64_t>(first_run)), groups,
             experts, static_cast<float*>(score_sum_GE.data), Write::kOverwrite);
@@ -417,7 +416,6 @@ void losses(Context& context, AnyView count_GE, AnyView score_sum_GE, AnyView ls
   const int64_t experts = count_GE.dim(1);
   if (experts > kMostExperts) CudaState::refuse("balance_losses", "experts", experts, kMostExperts);
   ScratchScope scope(context.scratch());
-  CudaState& state = state_of(context);
   const LossArgs args{.count = static_cast<const int64_t*>(count_GE.data),
                       .score_sum = static_cast<const float*>(score_sum_GE.data),
                       .lse = static_cast<const float*>(lse_T.data),
@@ -430,8 +428,8 @@ void losses(Context& context, AnyView count_GE, AnyView score_sum_GE, AnyView ls
                       .groups = static_cast<int>(groups),
                       .experts = static_cast<int>(experts),
                       .top_k = static_cast<int>(top_k)};
-  loss_kernel<<<static_cast<unsigned>(groups + 1), kBalanceThreads, 0, state.stream()>>>(args);
-  state.check_launch("balance_losses");
+  launch_kernel(context, "balance_losses", {static_cast<unsigned>(groups + 1), kBalanceThreads},
+                &loss_kernel, args);
 }
 
 }  // namespace

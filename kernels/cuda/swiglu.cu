@@ -80,11 +80,10 @@ void launch(Context& context, const char* op, bool vector, const F& f) {
   if (f.n == 0) return;
   const unsigned blocks = blocks_for(f.n, int64_t{kThreads} * kPack<T>);
   if (vector) {
-    each_pack_kernel<true, kPack<T>><<<blocks, kThreads, 0, state_of(context).stream()>>>(f.n, f);
+    launch_kernel(context, op, {blocks, kThreads}, &each_pack_kernel<true, kPack<T>, F>, f.n, f);
   } else {
-    each_pack_kernel<false, kPack<T>><<<blocks, kThreads, 0, state_of(context).stream()>>>(f.n, f);
+    launch_kernel(context, op, {blocks, kThreads}, &each_pack_kernel<false, kPack<T>, F>, f.n, f);
   }
-  state_of(context).check_launch(op);
 }
 
 template <class T>

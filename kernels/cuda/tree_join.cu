@@ -50,10 +50,9 @@ void join_tree(Context& context, const float* leaves, const int64_t* first, int6
                int64_t width, float* out, Write write) {
   if (groups * width == 0) return;
   const int64_t tiles = (width + kColumns - 1) / kColumns;
-  join_kernel<<<static_cast<unsigned>(groups * tiles), dim3(kColumns, kRuns), 0,
-                state_of(context).stream()>>>(leaves, first, tiles, width, out,
-                                              write == Write::kAdd);
-  state_of(context).check_launch("join_tree");
+  launch_kernel(context, "join_tree",
+                {static_cast<unsigned>(groups * tiles), dim3(kColumns, kRuns)}, &join_kernel,
+                leaves, first, tiles, width, out, write == Write::kAdd);
 }
 
 }  // namespace degu::cuda

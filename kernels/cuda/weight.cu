@@ -125,23 +125,23 @@ void pack_source(Context& context, AnyView w, const PackedWeight& packed) {
                                 .outputs = packed.outputs,
                                 .inner = packed.inner,
                                 .outputs_adjacent = packed.orientation == Orientation::kBackward};
-  CUstream_st* stream = state_of(context).stream();
   if (packed.scheme == Scheme::kFp32) {
     const int64_t panels = float_panels(packed.outputs);
     const int64_t depth = float_depth(packed.inner);
     const int64_t items = packed.experts * panels * (depth / kFloatRun);
     if (items == 0) return;
-    pack_floats_kernel<<<blocks_for(items, kWarps), kThreads, 0, stream>>>(
-        numbers, items, panels, depth, static_cast<float*>(packed.bytes));
+    launch_kernel(context, "pack_weight", {blocks_for(items, kWarps), kThreads},
+                  &pack_floats_kernel<Source>, numbers, items, panels, depth,
+                  static_cast<float*>(packed.bytes));
   } else {
     using Layout = Chunk<Bf16Format>;
     const int64_t items =
         packed.experts * Layout::strips(packed.outputs) * Layout::chunks(packed.inner);
     if (items == 0) return;
-    pack_numbers_kernel<<<blocks_for(items, kWarps), kThreads, 0, stream>>>(
-        numbers, items, static_cast<std::byte*>(packed.bytes));
+    launch_kernel(context, "pack_weight", {blocks_for(items, kWarps), kThreads},
+                  &pack_numbers_kernel<Source>, numbers, items,
+                  static_cast<std::byte*>(packed.bytes));
   }
-  state_of(context).check_launch("pack_weight");
 }
 
 void pack(Context& context, AnyView w, const PackedWeight& packed) {
@@ -210,12 +210,11 @@ void pack_codes(Context& context, const QuantizedWeight& weight, const PackedWei
       const int64_t items =
           packed.experts * Layout::strips(packed.outputs) * Layout::chunks(packed.inner);
       if (items == 0) return;
-      pack_codes_kernel<Format>
-          <<<blocks_for(items, kWarps), kThreads, 0, state_of(context).stream()>>>(
-              stored, items, static_cast<std::byte*>(packed.bytes));
+      launch_kernel(context, "pack_weight", {blocks_for(items, kWarps), kThreads},
+                    &pack_codes_kernel<Format>, stored, items,
+                    static_cast<std::byte*>(packed.bytes));
     }
   });
-  state_of(context).check_launch("pack_weight");
 }
 
 // A row of a matrix lies in its strip's chunks with four lanes of each cell.
@@ -272,21 +271,20 @@ __global__ void __launch_bounds__(kThreads)
 template <class T>
 void unpack_typed(Context& context, const PackedWeight& table, const int32_t* rows, int64_t count,
                   T* y) {
-  CUstream_st* stream = state_of(context).stream();
   visit_format(table.scheme, [&]<class Format>() {
     if constexpr (Format::kInfo.scheme == Scheme::kFp32) {
       const int64_t items = count * table.inner;
-      unpack_floats_kernel<<<blocks_for(items, kThreads), kThreads, 0, stream>>>(
-          static_cast<const float*>(table.bytes), rows, items, float_depth(table.inner),
-          table.inner, y);
+      launch_kernel(context, "unpack_rows", {blocks_for(items, kThreads), kThreads},
+                    &unpack_floats_kernel<T>, static_cast<const float*>(table.bytes), rows, items,
+                    float_depth(table.inner), table.inner, y);
     } else {
       const int64_t chunks = Chunk<Format>::chunks(table.inner);
       const int64_t items = count * chunks * kRowLanes;
-      unpack_rows_kernel<Format><<<blocks_for(items, kThreads), kThreads, 0, stream>>>(
-          static_cast<const std::byte*>(table.bytes), rows, items, chunks, table.inner, y);
+      launch_kernel(context, "unpack_rows", {blocks_for(items, kThreads), kThreads},
+                    &unpack_rows_kernel<Format, T>, static_cast<const std::byte*>(table.bytes),
+                    rows, items, chunks, table.inner, y);
     }
   });
-  state_of(context).check_launch("unpack_rows");
 }
 
 void look_up(Context& context, const PackedWeight& table, std::span<const int32_t> rows_T,
