@@ -13,7 +13,7 @@ set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 folder=build/gpu_check
 bundle=$folder/bundle
-test_programs=(tests/kernels/kernels_test tests/tensor/tensor_test tests/train/train_test tests/infer/infer_test)
+test_programs=(tests/kernels/kernels_test tests/tensor/tensor_test tests/train/device_run_test tests/infer/infer_test)
 
 say() { echo "gpu_check: $*" >&2; }
 
@@ -22,7 +22,7 @@ make_bundle() {
   cmake -S . -B $folder/build -G Ninja -DCMAKE_BUILD_TYPE=Release -DDEGU_REQUIRE_ALL=ON -DDEGU_CUDA=ON -DDEGU_NCCL=OFF \
     -DCMAKE_BUILD_RPATH='$ORIGIN' -DCMAKE_EXE_LINKER_FLAGS=-Wl,--disable-new-dtags >$folder/configure.log 2>&1 ||
     { cat $folder/configure.log >&2; return 1; }
-  cmake --build $folder/build -j "${DEGU_JOBS:-$(nproc)}" --target degu kernels_test tensor_test train_test infer_test || return 1
+  cmake --build $folder/build -j "${DEGU_JOBS:-$(nproc)}" --target degu kernels_test tensor_test device_run_test infer_test || return 1
   rm -rf $bundle
   mkdir -p $bundle
   local programs=(src/cli/degu "${test_programs[@]}") program library
@@ -67,7 +67,7 @@ run_tests() {
   for program in "${test_programs[@]}"; do
     local name filter=()
     name=$(basename "$program")
-    [[ $name == train_test || $name == infer_test ]] && filter=('[device]')
+    [[ $name == infer_test ]] && filter=('[device]')
     echo "$name ${filter[*]}"
     timeout 100 $bundle/"$name" ${filter[@]+"${filter[@]}"} || status=1
   done

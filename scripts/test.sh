@@ -3,7 +3,7 @@
 #
 #   scripts/test.sh           all of it: release build; unit, property, MPI, end-to-end and install tests;
 #                             address, undefined-behaviour and thread sanitizers; format, includes, lint;
-#                             CUDA objects when a CUDA compiler is there
+#                             CUDA kernels emulated on the host, and compiled when a CUDA compiler is there
 #   scripts/test.sh --quick   the daily loop: incremental release build, unit, MPI and source checks
 #
 # Every stage runs even when one before it failed; the last lines list them with their times. Exit 1 when
@@ -82,6 +82,9 @@ if ((!quick)); then
   # The code that threads share: the pool and the communicator of threads as ranks.
   if stage "tsan build" configure_and_build tsan degu_tsan_tests; then
     stage "tsan tests" run_ctest build/tsan -L tsan
+  fi
+  if stage "emulated GPU build" configure_and_build emulated degu_emulated_tests; then
+    stage "emulated GPU tests" run_ctest build/emulated -j "$jobs" -L emulated
   fi
   if command -v nvcc >/dev/null || [[ -x /usr/local/cuda/bin/nvcc ]]; then
     stage "CUDA objects" configure_and_build cuda degu_cuda_objects

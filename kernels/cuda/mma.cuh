@@ -15,7 +15,7 @@
 #include <cstdint>
 
 #ifdef DEGU_CUDA_EMULATED
-#include "emulated_mma.h"  // tests/cuda_emulation
+#include "tests/cuda_emulation/emulated_mma.h"
 #else
 
 namespace degu::cuda {

@@ -1,4 +1,4 @@
-#include "block.h"
+#include "tests/cuda_emulation/block.h"
 
 #include <sys/mman.h>
 
@@ -8,10 +8,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <deque>
 #include <memory>
 
-#include "cuda_runtime.h"
+#include "tests/cuda_emulation/cuda_runtime.h"
 
 #if !defined(__x86_64__)
 #include <ucontext.h>
@@ -93,6 +92,7 @@ constexpr size_t kPage = 4096;
 // Where some threads wait for each other, again and again.
 struct Meeting {
   std::array<void*, 128> item{};
+  int places = 0;  // at which items may lie
   int arrived = 0;
   unsigned generation = 0;
 };
@@ -104,9 +104,12 @@ struct Fiber {
   bool ended = false;
   const Meeting* waits_for = nullptr;  // while its generation is the one below
   unsigned generation = 0;
-  std::deque<AsyncCopy> copies;
-  std::deque<size_t> groups;  // how many copies each ended one has
-  size_t open = 0;            // copies of no group yet
+  // Copies asked for and not made, and how many of them each ended group has; both from a first one
+  // on, so that neither gives memory back.
+  std::vector<AsyncCopy> copies;
+  std::vector<size_t> groups;
+  size_t first_copy = 0, first_group = 0;
+  size_t open = 0;  // copies of no group yet
 
   bool ready() const {
     return !ended && (waits_for == nullptr || waits_for->generation != generation);
@@ -115,9 +118,9 @@ struct Fiber {
 
 struct Block {
   Block() {
-    stacks = static_cast<std::byte*>(mmap(nullptr, kMostThreads * kStackBytes,
-                                          PROT_READ | PROT_WRITE,
-                                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    stacks =
+        static_cast<std::byte*>(mmap(nullptr, kMostThreads * kStackBytes, PROT_READ | PROT_WRITE,
+                                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     if (stacks == MAP_FAILED) {
       std::perror("emulated GPU: memory for stacks");
       std::abort();
@@ -154,15 +157,20 @@ Fiber& self() {
 
 void release(Meeting& meeting, int expected, Together work) {
   if (meeting.arrived < expected) return;
-  if (work != nullptr) work(meeting.item.data());
-  meeting.item.fill(nullptr);
+  if (work != nullptr) {
+    work(meeting.item.data());
+    std::fill_n(meeting.item.data(), meeting.places, nullptr);
+  }
   meeting.arrived = 0;
   ++meeting.generation;
 }
 
 void meet(Meeting& meeting, int place, int expected, void* mine, Together work) {
   Fiber& fiber = self();
-  if (place >= 0) meeting.item[static_cast<size_t>(place)] = mine;
+  if (mine != nullptr) {
+    meeting.item[static_cast<size_t>(place)] = mine;
+    meeting.places = std::max(meeting.places, place + 1);
+  }
   fiber.waits_for = &meeting;
   fiber.generation = meeting.generation;
   ++meeting.arrived;
@@ -194,7 +202,11 @@ void Block::start(const std::function<void()>& body, bool backwards) {
   barrier = {};
   for (int i = 0; i < threads; ++i) {
     Fiber& fiber = fibers[static_cast<size_t>(i)];
-    fiber = {};
+    fiber.ended = false;
+    fiber.waits_for = nullptr;
+    fiber.copies.clear();
+    fiber.groups.clear();
+    fiber.first_copy = fiber.first_group = fiber.open = 0;
     const auto n = static_cast<unsigned>(i);
     fiber.index = {n % blockDim.x, n / blockDim.x % blockDim.y, n / blockDim.x / blockDim.y};
     fiber.number = i;
@@ -273,6 +285,20 @@ void sync_block() {
   meet(the_block->barrier, -1, the_block->alive, nullptr, nullptr);
 }
 
+#if defined(__x86_64__)
+__attribute__((target_clones("avx2", "default")))
+#endif
+void add_product(float (&d)[16][8], const float (&a)[16][16], const float (&b)[16][8]) {
+  for (int row = 0; row < 16; ++row) {
+    float sum[8];
+    for (int column = 0; column < 8; ++column) sum[column] = d[row][column];
+    for (int k = 0; k < 16; ++k) {
+      for (int column = 0; column < 8; ++column) sum[column] += a[row][k] * b[k][column];
+    }
+    for (int column = 0; column < 8; ++column) d[row][column] = sum[column];
+  }
+}
+
 void ask_copy(const AsyncCopy& copy) {
   self().copies.push_back(copy);
   ++self().open;
@@ -284,15 +310,21 @@ void end_copy_group() {
 
 void wait_copy_groups(int groups) {
   Fiber& fiber = self();
-  while (fiber.groups.size() > static_cast<size_t>(groups)) {
-    for (size_t i = 0; i < fiber.groups.front(); ++i) {
-      const AsyncCopy& copy = fiber.copies.front();
+  while (fiber.groups.size() - fiber.first_group > static_cast<size_t>(groups)) {
+    for (size_t i = fiber.groups[fiber.first_group++]; i > 0; --i) {
+      const AsyncCopy& copy = fiber.copies[fiber.first_copy++];
       std::memcpy(copy.to, copy.from, static_cast<size_t>(copy.bytes));
       std::memset(static_cast<std::byte*>(copy.to) + copy.bytes, 0,
                   static_cast<size_t>(copy.size - copy.bytes));
-      fiber.copies.pop_front();
     }
-    fiber.groups.pop_front();
+  }
+  if (fiber.first_copy == fiber.copies.size()) {
+    fiber.copies.clear();
+    fiber.first_copy = 0;
+  }
+  if (fiber.first_group == fiber.groups.size()) {
+    fiber.groups.clear();
+    fiber.first_group = 0;
   }
 }
 

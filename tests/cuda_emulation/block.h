@@ -45,6 +45,9 @@ void meet_warpgroup(void* mine, Together work);
 // Waits for all threads of the block that have not ended.
 void sync_block();
 
+// d += a · b, in order of the inner dimension, each step rounded.
+void add_product(float (&d)[16][8], const float (&a)[16][16], const float (&b)[16][8]);
+
 // A copy into shared memory that has been asked for, and is made as late as possible.
 struct AsyncCopy {
   void* to;

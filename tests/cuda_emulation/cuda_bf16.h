@@ -1,7 +1,7 @@
 // Rounding to bf16 as cuda_bf16.h has it.
 #pragma once
 
-#include "cuda_runtime.h"
+#include "tests/cuda_emulation/cuda_runtime.h"
 
 struct __nv_bfloat16 {
   unsigned short bits;

@@ -26,7 +26,7 @@
 #include <tuple>
 #include <utility>
 
-#include "block.h"
+#include "tests/cuda_emulation/block.h"
 
 #define __host__
 #define __device__

@@ -1,2 +1,2 @@
 #pragma once
-#include "cuda_runtime.h"
+#include "tests/cuda_emulation/cuda_runtime.h"

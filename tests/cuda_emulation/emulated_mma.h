@@ -7,8 +7,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "cuda_bf16.h"
-#include "cuda_runtime.h"
+#include "tests/cuda_emulation/cuda_bf16.h"
+#include "tests/cuda_emulation/cuda_runtime.h"
 
 namespace degu::cuda {
 namespace {
@@ -42,11 +42,7 @@ inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_
       }
       for (int i = 0; i < 4; ++i) d[g + i / 2 * 8][2 * t + i % 2] = from.d[i];
     }
-    for (int row = 0; row < 16; ++row) {
-      for (int k = 0; k < 16; ++k) {
-        for (int column = 0; column < 8; ++column) d[row][column] += a[row][k] * b[k][column];
-      }
-    }
+    emulated::add_product(d, a, b);
     for (int lane = 0; lane < 32; ++lane) {
       const auto& to = *static_cast<const Item*>(all[lane]);
       for (int i = 0; i < 4; ++i) to.d[i] = d[lane / 4 + i / 2 * 8][2 * (lane % 4) + i % 2];

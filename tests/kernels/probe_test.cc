@@ -8,7 +8,7 @@ namespace {
 
 using namespace degu::testing;
 
-TEST_CASE("peak probes give positive finite rates for the types they know", "[probe]") {
+TEST_CASE("peak probes give positive finite rates for the types they know", "[probe][long]") {
   for_each_backend([&](Context& context) {
     for (DType type : {DType::kF32, DType::kBF16, DType::kI8}) {
       const double rate = probe_peak_flops(context, type);

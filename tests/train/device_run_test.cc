@@ -15,6 +15,8 @@ using testing::train;
 using testing::Trained;
 
 constexpr DeviceType kGpu = DeviceType::kCuda;
+// Enough for a bit that differs to show.
+constexpr int64_t kFewSteps = 4;
 
 // A run's losses differ by rounding alone at first, and drift apart as steps follow steps.
 void check_near(const std::vector<double>& gpu, const std::vector<double>& cpu, double rounding) {
@@ -40,44 +42,45 @@ void check_runs_near(const Trained& gpu, const Trained& cpu, double rounding) {
 
 TEST_CASE("a run on the GPU follows the one on the CPU", "[device]") {
   if (!testing::has_gpu()) return;
+  constexpr int64_t kSteps = 8;
   for (bool tied : {true, false}) {
     RunConfig config = tiny_run(Precision::kFp32);
     config.model.tied_head = tied;
-    check_runs_near(train(config, {.device = kGpu}), train(config, {}), 2e-3);
+    check_runs_near(train(config, {.device = kGpu}, kSteps), train(config, {}, kSteps), 2e-3);
     config.train.precision = Precision::kBf16;
-    check_runs_near(train(config, {.device = kGpu}), train(config, {}), 5e-2);
+    check_runs_near(train(config, {.device = kGpu}, kSteps), train(config, {}, kSteps), 5e-2);
   }
 }
 
-TEST_CASE("layouts and recomputation leave no trace on the GPU either", "[device]") {
+TEST_CASE("layouts and recomputation leave no trace on the GPU either", "[device][long]") {
   if (!testing::has_gpu()) return;
   RunConfig config = tiny_run();
-  const Trained reference = train(config, {.device = kGpu});
-  CHECK(train(config, {.device = kGpu}) == reference);  // no run differs from the next
+  const Trained reference = train(config, {.device = kGpu}, kFewSteps);
+  CHECK(train(config, {.device = kGpu}, kFewSteps) == reference);  // no run differs from the next
   for (const RankLayout& layout :
        {RankLayout{.ranks = 1, .micro_sequences = 4, .device = kGpu},
         RankLayout{.ranks = 2, .expert_parallel = 1, .device = kGpu},
         RankLayout{.ranks = 2, .expert_parallel = 2, .device = kGpu},
         RankLayout{.ranks = 4, .expert_parallel = 2, .micro_sequences = 2, .device = kGpu}}) {
     INFO(layout.ranks << " ranks, expert_parallel " << layout.expert_parallel);
-    CHECK(train(config, layout) == reference);
+    CHECK(train(config, layout, kFewSteps) == reference);
     RunConfig in_shards = config;
     in_shards.train.shard_gradients = true;
-    CHECK(train(in_shards, layout) == reference);
+    CHECK(train(in_shards, layout, kFewSteps) == reference);
   }
   for (Recompute recompute : {Recompute::kExperts, Recompute::kBlock}) {
     config.train.recompute = recompute;
-    CHECK(train(config, {.device = kGpu}) == reference);
+    CHECK(train(config, {.device = kGpu}, kFewSteps) == reference);
   }
 }
 
-TEST_CASE("rows in two stages leave no trace on the GPU either", "[device]") {
+TEST_CASE("rows in two stages leave no trace on the GPU either", "[device][long]") {
   if (!testing::has_gpu()) return;
   RunConfig config = tiny_run();
-  const Trained reference = train(config, {.device = kGpu});
+  const Trained reference = train(config, {.device = kGpu}, kFewSteps);
   const test::ScopedEnvironment per_node("DEGU_RANKS_PER_NODE", "2");
   config.cluster.all_to_all = AllToAll::kTwoStage;
-  CHECK(train(config, {.ranks = 4, .expert_parallel = 4, .device = kGpu}) == reference);
+  CHECK(train(config, {.ranks = 4, .expert_parallel = 4, .device = kGpu}, kFewSteps) == reference);
 }
 
 // How often the host waits for the GPU in one step of a model with so many layers.
