@@ -15,7 +15,7 @@
 #include <cstdint>
 
 #ifdef DEGU_CUDA_EMULATED
-#include "tests/cuda_emulation/emulated_mma.h"
+#include <emulated_mma.h>  // tests/cuda_emulation
 #else
 
 namespace degu::cuda {

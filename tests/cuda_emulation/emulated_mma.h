@@ -27,25 +27,25 @@ inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_
     uint32_t b[2];
   } item{d, a, {b0, b1}};
   emulated::meet_warp(0xffffffffu, &item, [](void* const* all) {
-    float a[16][16], b[16][8], d[16][8];
+    float left[16][16], right[16][8], sum[16][8];
     for (int lane = 0; lane < 32; ++lane) {
       const auto& from = *static_cast<const Item*>(all[lane]);
       const int g = lane / 4, t = lane % 4;
       for (int w = 0; w < 4; ++w) {
         const int row = g + w % 2 * 8, column = w / 2 * 8 + 2 * t;
-        a[row][column] = emulated_low(from.a[w]);
-        a[row][column + 1] = emulated_high(from.a[w]);
+        left[row][column] = emulated_low(from.a[w]);
+        left[row][column + 1] = emulated_high(from.a[w]);
       }
       for (int w = 0; w < 2; ++w) {
-        b[w * 8 + 2 * t][g] = emulated_low(from.b[w]);
-        b[w * 8 + 2 * t + 1][g] = emulated_high(from.b[w]);
+        right[w * 8 + 2 * t][g] = emulated_low(from.b[w]);
+        right[w * 8 + 2 * t + 1][g] = emulated_high(from.b[w]);
       }
-      for (int i = 0; i < 4; ++i) d[g + i / 2 * 8][2 * t + i % 2] = from.d[i];
+      for (int i = 0; i < 4; ++i) sum[g + i / 2 * 8][2 * t + i % 2] = from.d[i];
     }
-    emulated::add_product(d, a, b);
+    emulated::add_product(sum, left, right);
     for (int lane = 0; lane < 32; ++lane) {
       const auto& to = *static_cast<const Item*>(all[lane]);
-      for (int i = 0; i < 4; ++i) to.d[i] = d[lane / 4 + i / 2 * 8][2 * (lane % 4) + i % 2];
+      for (int i = 0; i < 4; ++i) to.d[i] = sum[lane / 4 + i / 2 * 8][2 * (lane % 4) + i % 2];
     }
   });
 }
@@ -59,19 +59,20 @@ inline void mma_int8(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint3
     int32_t start;
   } item{d, a, {b0, b1}, start};
   emulated::meet_warp(0xffffffffu, &item, [](void* const* all) {
-    int8_t a[16][32], b[8][32];
+    int8_t left[16][32], right[8][32];
     for (int lane = 0; lane < 32; ++lane) {
       const auto& from = *static_cast<const Item*>(all[lane]);
       const int g = lane / 4, t = lane % 4;
-      for (int w = 0; w < 4; ++w) std::memcpy(&a[g + w % 2 * 8][w / 2 * 16 + 4 * t], &from.a[w], 4);
-      for (int w = 0; w < 2; ++w) std::memcpy(&b[g][w * 16 + 4 * t], &from.b[w], 4);
+      for (int w = 0; w < 4; ++w)
+        std::memcpy(&left[g + w % 2 * 8][w / 2 * 16 + 4 * t], &from.a[w], 4);
+      for (int w = 0; w < 2; ++w) std::memcpy(&right[g][w * 16 + 4 * t], &from.b[w], 4);
     }
     for (int lane = 0; lane < 32; ++lane) {
       const auto& to = *static_cast<const Item*>(all[lane]);
       for (int i = 0; i < 4; ++i) {
         const int row = lane / 4 + i / 2 * 8, column = 2 * (lane % 4) + i % 2;
         int32_t sum = to.start;
-        for (int k = 0; k < 32; ++k) sum += int32_t{a[row][k]} * b[column][k];
+        for (int k = 0; k < 32; ++k) sum += int32_t{left[row][k]} * right[column][k];
         to.d[i] = sum;
       }
     }
