@@ -9,6 +9,7 @@
 // all rows lie in memory once more on their way; and the ranks of a node tell one another their
 // counts beforehand, one small message each.
 //
+// The stages are waited for within the call, so nothing is computed beside them.
 // What arrives has the bytes and the order of the direct call. Everything else, groups split from
 // this communicator included, is the inner one's.
 #pragma once

@@ -32,7 +32,7 @@ AnyView site_input(const BlockActivations& a, const std::string& site, int64_t t
   if (site == "ffn" || site == "shared") return a.h_TD.rows(0, tokens);
   if (site == "ffn.act") return a.dense.act_TF.rows(0, tokens);
   if (site == "shared.act") return a.moe.shared.act_TF.rows(0, tokens);
-  const int64_t rows = a.moe.dispatch.only_round().rows;
+  const int64_t rows = a.moe.dispatch.only_chunk().rows;
   return (site == "experts" ? a.moe.experts.x_RD : a.moe.experts.act_RF).rows(0, rows);
 }
 
@@ -140,7 +140,7 @@ ExpertCoverage Calibration::measure(Context& context, BlockModel& block, BlockPr
       SiteStatistics& statistics = problem.statistics.at(sites[s].name);
       const AnyView mine = site_input(a, sites[s].name, tokens);
       if (sites[s].per_expert) {
-        const std::vector<int64_t>& offsets = a.moe.dispatch.only_round().expert_offsets;
+        const std::vector<int64_t>& offsets = a.moe.dispatch.only_chunk().expert_offsets;
         add_outer(context, mine, offsets, statistics.hessian_NDD);
         for (size_t n = 0; n + 1 < offsets.size(); ++n) {
           statistics.rows[n] += offsets[n + 1] - offsets[n];

@@ -45,7 +45,7 @@ struct BalanceRecord {
   std::vector<double> z_G;
   std::vector<int64_t> load_E;
   int64_t dropped = 0;
-  int64_t extra_rounds = 0;  // exchanges beyond the first
+  int64_t extra_rounds = 0;  // rounds beyond the first
 };
 
 // Fills `out` from the routing of one pass.

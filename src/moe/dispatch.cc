@@ -4,6 +4,8 @@
 #include <array>
 #include <cmath>
 #include <numeric>
+#include <set>
+#include <utility>
 
 #include "base/timer.h"
 #include "kernels/api/permute.h"
@@ -20,19 +22,23 @@ int64_t sum(std::span<const int64_t> counts) {
   return std::accumulate(counts.begin(), counts.end(), int64_t{0});
 }
 
-// all_to_all_rows, its time added to `seconds`.
-void exchange(Communicator& group, Context& context, AnyView send, Counts send_rows, AnyView recv,
-              Counts recv_rows, double& seconds) {
-  const Timer timer;
-  group.all_to_all_rows(context, send, send_rows, recv, recv_rows).wait();
-  seconds += timer.seconds();
+// Runs `part`, its time added to `seconds`.
+template <class Part>
+auto timed(double& seconds, const Part& part) {
+  struct Addition {
+    ~Addition() { seconds += timer.seconds(); }
+    double& seconds;
+    Timer timer;
+  };
+  const Addition addition{seconds, {}};
+  return part();
 }
 
 }  // namespace
 
-const DispatchRound& DispatchState::only_round() const {
-  DEGU_DCHECK(rounds.size() == 1);
-  return rounds.front();
+const DispatchChunk& DispatchState::only_chunk() const {
+  DEGU_DCHECK(rounds.size() == 1 && rounds.front().chunks.size() == 1);
+  return rounds.front().chunks.front();
 }
 
 Dispatch::Dispatch(const ExpertSpread& spread, int64_t experts, int64_t top_k,
@@ -44,6 +50,7 @@ Dispatch::Dispatch(const ExpertSpread& spread, int64_t experts, int64_t top_k,
       top_k_(top_k),
       unit_slots_(spread.unit_slots),
       headroom_(spread.headroom),
+      chunks_(ranks_ == 1 ? 1 : spread.chunks),
       slot_E_(slot_E.begin(), slot_E.end()) {
   if (experts_ % ranks_ != 0) {
     throw ConfigError(
@@ -51,6 +58,32 @@ Dispatch::Dispatch(const ExpertSpread& spread, int64_t experts, int64_t top_k,
         "as a divisor of model.moe.experts",
         experts_, ranks_);
   }
+  DEGU_DCHECK(chunks_ >= 1 && chunks_ <= std::max<int64_t>(1, experts_here()));
+  if (chunks_ == 1) return;
+  std::vector<int> chunk_E;
+  for (int64_t slot = 0; slot < experts_; ++slot) chunk_E.push_back(chunk_of(slot));
+  place_of_slot_ = places_by_turn(chunk_E);
+}
+
+int Dispatch::chunk_of(int64_t slot) const {
+  return static_cast<int>(slot % experts_here() * chunks_ / experts_here());
+}
+
+std::vector<int32_t> Dispatch::places_by_turn(std::span<const int> turn_E) {
+  std::vector<int32_t> by_turn(turn_E.size());
+  std::iota(by_turn.begin(), by_turn.end(), 0);
+  std::stable_sort(by_turn.begin(), by_turn.end(),
+                   [&](int32_t a, int32_t b) { return turn_E[at(a)] < turn_E[at(b)]; });
+  std::vector<int32_t> places(turn_E.size());
+  for (size_t i = 0; i < by_turn.size(); ++i) places[at(by_turn[i])] = static_cast<int32_t>(i);
+  return places;
+}
+
+std::vector<int32_t> Dispatch::place_of_experts(std::span<const int32_t> place_of_slot) const {
+  if (place_of_slot.empty()) return slot_E_;
+  std::vector<int32_t> place_E(place_of_slot.begin(), place_of_slot.end());
+  for (size_t e = 0; e < slot_E_.size(); ++e) place_E[e] = place_of_slot[at(slot_E_[e])];
+  return place_E;
 }
 
 int64_t Dispatch::most_rows(int64_t tokens) const {
@@ -96,8 +129,8 @@ AnyView Dispatch::offsets_by_unit(Context& context, const UnitSegments& units,
 }
 
 UnitSegments Dispatch::segments(Context& context, const UnitSegments& units,
-                                const DispatchState& state, const DispatchRound& round) const {
-  UnitSegments out{.offsets = round.unit_offsets,
+                                const DispatchState& state, const DispatchChunk& chunk) const {
+  UnitSegments out{.offsets = chunk.unit_offsets,
                    .groups = experts_here(),
                    .slots = slots(),
                    .units = state.units};
@@ -107,21 +140,26 @@ UnitSegments Dispatch::segments(Context& context, const UnitSegments& units,
   return out;
 }
 
-// Every row is sent and kept; where an expert's rows lie only the device knows.
+// Every row is sent and kept; where an expert's rows lie only the device knows. Of several chunks
+// the first has all rows, which takes the most memory.
 void Dispatch::plan_resident(int64_t sent, int64_t received, DispatchState& state) const {
   state.dropped = 0;
-  state.rounds.resize(1);
-  DispatchRound& round = state.rounds.front();
-  round.sent_rows = sent;
-  round.rows = received;
-  round.send_rows.assign(at(ranks_), 0);
-  round.send_rows[0] = sent;
-  round.recv_rows.assign(at(ranks_), 0);
-  round.recv_rows[0] = received;
-  round.expert_offsets.assign(at(experts_here() + 1), received);
-  round.expert_offsets[0] = 0;
-  round.unit_offsets.assign(at(experts_here() * slots() * state.units + 1), received);
-  round.unit_offsets[0] = 0;
+  state.rounds.assign(1, {.sent_rows = sent, .rows = received, .chunks = {}});
+  for (int64_t c = 0; c < chunks_; ++c) {
+    DispatchChunk chunk{.first_sent = c == 0 ? 0 : sent,
+                        .sent_rows = c == 0 ? sent : 0,
+                        .first_row = c == 0 ? 0 : received,
+                        .rows = c == 0 ? received : 0};
+    chunk.send_rows.assign(at(ranks_), 0);
+    chunk.send_rows[0] = chunk.sent_rows;
+    chunk.recv_rows.assign(at(ranks_), 0);
+    chunk.recv_rows[0] = chunk.rows;
+    chunk.expert_offsets.assign(at(experts_here() + 1), chunk.rows);
+    chunk.expert_offsets[0] = 0;
+    chunk.unit_offsets.assign(at(experts_here() * slots() * state.units + 1), chunk.rows);
+    chunk.unit_offsets[0] = 0;
+    state.rounds.front().chunks.push_back(std::move(chunk));
+  }
 }
 
 std::vector<int64_t> Dispatch::gather_counts(Context& context, std::vector<int64_t>& sent_EU,
@@ -130,19 +168,19 @@ std::vector<int64_t> Dispatch::gather_counts(Context& context, std::vector<int64
   if (ranks_ == 1) return sent_EU;
   const auto each = static_cast<int64_t>(sent_EU.size());
   std::vector<int64_t> sent_PEU(at(ranks_ * each));
-  const Timer timer;
-  group_
-      ->all_gather(context, View<int64_t>(sent_EU.data(), {each}),
-                   View<int64_t>(sent_PEU.data(), {ranks_ * each}))
-      .wait();
-  state.exchange_seconds += timer.seconds();
+  timed(state.exchange_seconds, [&] {
+    group_
+        ->all_gather(context, View<int64_t>(sent_EU.data(), {each}),
+                     View<int64_t>(sent_PEU.data(), {ranks_ * each}))
+        .wait();
+  });
   return sent_PEU;
 }
 
 // Every rank comes to the same answer. An owner's rounds are filled in order of (expert, source).
-std::vector<int> Dispatch::assign_rounds(std::span<const int64_t> sent_PEU, int64_t most_rows,
-                                         int64_t units) const {
-  std::vector<int> round_PE(at(ranks_ * experts_), 0);
+std::vector<int> Dispatch::assign_turns(std::span<const int64_t> sent_PEU, int64_t most_rows,
+                                        int64_t units) const {
+  std::vector<int> turn_PE(at(ranks_ * experts_), 0);
   for (int64_t owner = 0; owner < ranks_; ++owner) {
     int round = 0;
     int64_t rows = 0;
@@ -154,44 +192,65 @@ std::vector<int> Dispatch::assign_rounds(std::span<const int64_t> sent_PEU, int6
           rows = 0;
         }
         rows += n;
-        round_PE[at(p * experts_ + e)] = round;
+        turn_PE[at(p * experts_ + e)] = round * static_cast<int>(chunks_) + chunk_of(e);
       }
     }
   }
-  return round_PE;
+  return turn_PE;
 }
 
-// What this rank sends and gets in one round; first_sent is left to the caller.
-DispatchRound Dispatch::make_round(int index, std::span<const int64_t> sent_PEU,
-                                   std::span<const int> round_PE, int64_t units) const {
+// What this rank sends and gets in one turn; first_sent and first_row are left to the caller.
+DispatchChunk Dispatch::make_chunk(int turn, std::span<const int64_t> sent_PEU,
+                                   std::span<const int> turn_PE, int64_t units) const {
   const int64_t here = experts_here();
-  DispatchRound round;
-  round.send_rows.assign(at(ranks_), 0);
-  round.recv_rows.assign(at(ranks_), 0);
-  round.received_PeU.assign(at(ranks_ * here * units), 0);
+  DispatchChunk chunk;
+  chunk.send_rows.assign(at(ranks_), 0);
+  chunk.recv_rows.assign(at(ranks_), 0);
+  chunk.received_PeU.assign(at(ranks_ * here * units), 0);
   for (int64_t e = 0; e < experts_; ++e) {
-    if (round_PE[at(rank_ * experts_ + e)] != index) continue;
+    if (turn_PE[at(rank_ * experts_ + e)] != turn) continue;
     const int64_t n = sum(sent_PEU.subspan(at((rank_ * experts_ + e) * units), at(units)));
-    round.send_rows[at(e / here)] += n;
-    round.sent_rows += n;
+    chunk.send_rows[at(e / here)] += n;
+    chunk.sent_rows += n;
   }
   for (int64_t e = 0; e < here; ++e) {
-    round.expert_offsets.push_back(round.rows);
+    chunk.expert_offsets.push_back(chunk.rows);
     for (int64_t p = 0; p < ranks_; ++p) {
       const int64_t cell = p * experts_ + rank_ * here + e;
-      const bool travels = round_PE[at(cell)] == index;
+      const bool travels = turn_PE[at(cell)] == turn;
       for (int64_t u = 0; u < units; ++u) {
-        if (unit_slots_ || (p == 0 && u == 0)) round.unit_offsets.push_back(round.rows);
+        if (unit_slots_ || (p == 0 && u == 0)) chunk.unit_offsets.push_back(chunk.rows);
         const int64_t n = travels ? sent_PEU[at(cell * units + u)] : 0;
-        round.received_PeU[at((p * here + e) * units + u)] = n;
-        round.recv_rows[at(p)] += n;
-        round.rows += n;
+        chunk.received_PeU[at((p * here + e) * units + u)] = n;
+        chunk.recv_rows[at(p)] += n;
+        chunk.rows += n;
       }
     }
   }
-  round.expert_offsets.push_back(round.rows);
-  round.unit_offsets.push_back(round.rows);
-  return round;
+  chunk.expert_offsets.push_back(chunk.rows);
+  chunk.unit_offsets.push_back(chunk.rows);
+  return chunk;
+}
+
+// One chunk for each turn that some rank has, in their order.
+std::vector<DispatchRound> Dispatch::make_rounds(std::span<const int64_t> sent_PEU,
+                                                 std::span<const int> turn_PE,
+                                                 int64_t units) const {
+  std::vector<DispatchRound> rounds;
+  int64_t first_sent = 0;
+  for (const int turn : std::set<int>(turn_PE.begin(), turn_PE.end())) {
+    const size_t index = at(turn / chunks_);
+    if (index == rounds.size()) rounds.push_back({.first_sent = first_sent, .chunks = {}});
+    DispatchRound& round = rounds[index];
+    DispatchChunk chunk = make_chunk(turn, sent_PEU, turn_PE, units);
+    chunk.first_sent = first_sent;
+    chunk.first_row = round.rows;
+    first_sent += chunk.sent_rows;
+    round.sent_rows += chunk.sent_rows;
+    round.rows += chunk.rows;
+    round.chunks.push_back(std::move(chunk));
+  }
+  return rounds;
 }
 
 void Dispatch::plan(Context& context, AnyView expert_TK, int64_t capacity,
@@ -199,11 +258,12 @@ void Dispatch::plan(Context& context, AnyView expert_TK, int64_t capacity,
                     DispatchState& state) const {
   const ScratchScope scope(context.scratch());
   const AnyView dropped = context.scratch().take(DType::kI64, {1});
-  const auto sort = [&](std::span<const int32_t> place_E) {
+  const auto sort = [&](std::span<const int32_t> place_of_slot) {
+    const std::vector<int32_t> place_E = place_of_experts(place_of_slot);
     route_plan(context, placed(context, expert_TK, place_E), experts_, capacity, capacity_offsets,
                state.offsets_E, state.row_TK.rows(0, expert_TK.dim(0)), state.token_R, dropped);
   };
-  sort(slot_E_);
+  sort(place_of_slot_);
   state.units = unit_slots_ ? units.units : 1;
   const bool whole = ranks_ == 1 && capacity == 0;
   state.resident =
@@ -216,60 +276,47 @@ void Dispatch::plan(Context& context, AnyView expert_TK, int64_t capacity,
     const OnHost offsets(context, offsets_by_unit(context, units, state));
     const View<const int64_t> begin = offsets.as<const int64_t>();
     for (size_t i = 0; i < sent_EU.size(); ++i) {
-      sent_EU[i] = begin[static_cast<int64_t>(i) + 1] - begin[static_cast<int64_t>(i)];
+      const size_t e = i / at(state.units);
+      const int64_t place = place_of_slot_.empty() ? static_cast<int64_t>(e) : place_of_slot_[e];
+      const int64_t from = place * state.units + static_cast<int64_t>(i % at(state.units));
+      sent_EU[i] = begin[from + 1] - begin[from];
     }
   }
   state.dropped = expert_TK.elements() - sum(sent_EU);
   const std::vector<int64_t> sent_PEU = gather_counts(context, sent_EU, state);
-  const std::vector<int> round_PE = assign_rounds(sent_PEU, most, state.units);
-  const int rounds = 1 + *std::max_element(round_PE.begin(), round_PE.end());
-  state.rounds.clear();
-  int64_t first_sent = 0;
-  for (int i = 0; i < rounds; ++i) {
-    state.rounds.push_back(make_round(i, sent_PEU, round_PE, state.units));
-    state.rounds.back().first_sent = first_sent;
-    first_sent += state.rounds.back().sent_rows;
-  }
-  if (rounds == 1) return;
-  // Rows of one round become neighbours: experts are sorted by the round of this rank's rows.
-  const std::span<const int> mine = std::span(round_PE).subspan(at(rank_ * experts_), at(experts_));
-  std::vector<int32_t> by_round(at(experts_));
-  std::iota(by_round.begin(), by_round.end(), 0);
-  std::stable_sort(by_round.begin(), by_round.end(),
-                   [&](int32_t a, int32_t b) { return mine[at(a)] < mine[at(b)]; });
-  std::vector<int32_t> place_of_slot(at(experts_));
-  for (size_t i = 0; i < by_round.size(); ++i) {
-    place_of_slot[at(by_round[i])] = static_cast<int32_t>(i);
-  }
-  std::vector<int32_t> place_E = place_of_slot;
-  for (size_t e = 0; e < slot_E_.size(); ++e) place_E[e] = place_of_slot[at(slot_E_[e])];
-  sort(place_E);
+  const std::vector<int> turn_PE = assign_turns(sent_PEU, most, state.units);
+  state.rounds = make_rounds(sent_PEU, turn_PE, state.units);
+  if (state.rounds.size() == 1) return;
+  // Rows of one round become neighbours.
+  sort(places_by_turn(std::span(turn_PE).subspan(at(rank_ * experts_), at(experts_))));
 }
 
 // The permutation between the order of arrival, (source, expert, unit), and that of the experts,
-// (expert, source, unit).
+// (expert, source, unit), of each chunk.
 void Dispatch::begin(Context& context, const DispatchState& state,
                      const DispatchRound& round) const {
   if (ranks_ == 1 || state.resident) return;
   const int64_t here = experts_here();
   const int64_t units = state.units;
-  const std::vector<int64_t>& counts = round.received_PeU;
-  std::vector<int64_t> arrival(counts.size() + 1, 0);
-  std::partial_sum(counts.begin(), counts.end(), arrival.begin() + 1);
   const OnHost orders = OnHost::unfilled(context, state.order_R.rows(0, round.rows));
   const OnHost places = OnHost::unfilled(context, state.place_R.rows(0, round.rows));
-  const View<int32_t> order = orders.as<int32_t>();
-  const View<int32_t> place = places.as<int32_t>();
-  int64_t row = 0;
-  for (int64_t e = 0; e < here; ++e) {
-    for (int64_t p = 0; p < ranks_; ++p) {
-      for (int64_t u = 0; u < units; ++u) {
-        const size_t from = at((p * here + e) * units + u);
-        for (int64_t i = 0; i < counts[from]; ++i) {
-          order[row + i] = static_cast<int32_t>(arrival[from] + i);
-          place[arrival[from] + i] = static_cast<int32_t>(row + i);
+  for (const DispatchChunk& chunk : round.chunks) {
+    const View<int32_t> order = orders.view().rows(chunk.first_row, chunk.rows).as<int32_t>();
+    const View<int32_t> place = places.view().rows(chunk.first_row, chunk.rows).as<int32_t>();
+    const std::vector<int64_t>& counts = chunk.received_PeU;
+    std::vector<int64_t> arrival(counts.size() + 1, 0);
+    std::partial_sum(counts.begin(), counts.end(), arrival.begin() + 1);
+    int64_t row = 0;
+    for (int64_t e = 0; e < here; ++e) {
+      for (int64_t p = 0; p < ranks_; ++p) {
+        for (int64_t u = 0; u < units; ++u) {
+          const size_t from = at((p * here + e) * units + u);
+          for (int64_t i = 0; i < counts[from]; ++i) {
+            order[row + i] = static_cast<int32_t>(arrival[from] + i);
+            place[arrival[from] + i] = static_cast<int32_t>(row + i);
+          }
+          row += counts[from];
         }
-        row += counts[from];
       }
     }
   }
@@ -277,32 +324,93 @@ void Dispatch::begin(Context& context, const DispatchState& state,
   places.put_back();
 }
 
+Work Dispatch::leave_for_experts(Context& context, AnyView sent_RD, const DispatchState& state,
+                                 const DispatchChunk& chunk, AnyView passing_RD) const {
+  return timed(state.exchange_seconds, [&] {
+    return group_->all_to_all_rows(context, sent_RD, chunk.send_rows, passing_RD, chunk.recv_rows);
+  });
+}
+
+void Dispatch::arrive(Context& context, Work leg, const DispatchState& state,
+                      const DispatchChunk& chunk, AnyView passing_RD, AnyView expert_RD) const {
+  timed(state.exchange_seconds, [&] { leg.wait(); });
+  gather_rows(context, passing_RD, state.order_R.rows(chunk.first_row, chunk.rows), expert_RD);
+}
+
+Work Dispatch::leave_for_tokens(Context& context, AnyView expert_RD, const DispatchState& state,
+                                const DispatchChunk& chunk, AnyView passing_RD,
+                                AnyView answer_RD) const {
+  gather_rows(context, expert_RD, state.place_R.rows(chunk.first_row, chunk.rows), passing_RD);
+  return timed(state.exchange_seconds, [&] {
+    return group_->all_to_all_rows(context, passing_RD, chunk.recv_rows, answer_RD,
+                                   chunk.send_rows);
+  });
+}
+
 void Dispatch::to_experts(Context& context, AnyView sent_RD, const DispatchState& state,
-                          const DispatchRound& round, AnyView expert_RD) const {
+                          const DispatchChunk& chunk, AnyView expert_RD) const {
   if (ranks_ == 1) {
     DEGU_DCHECK(sent_RD.data == expert_RD.data);
     return;
   }
   const ScratchScope scope(context.scratch());
-  const AnyView arrived =
-      context.scratch().take(sent_RD.dtype, {std::max<int64_t>(round.rows, 1), sent_RD.dim(1)});
-  exchange(*group_, context, sent_RD, round.send_rows, arrived, round.recv_rows,
-           state.exchange_seconds);
-  gather_rows(context, arrived, state.order_R.rows(0, round.rows), expert_RD.rows(0, round.rows));
+  const AnyView passing = context.scratch().take(sent_RD.dtype, {chunk.rows, sent_RD.dim(1)});
+  arrive(context, leave_for_experts(context, sent_RD, state, chunk, passing), state, chunk, passing,
+         expert_RD);
 }
 
 void Dispatch::to_tokens(Context& context, AnyView expert_RD, const DispatchState& state,
-                         const DispatchRound& round, AnyView sent_RD) const {
+                         const DispatchChunk& chunk, AnyView answer_RD) const {
   if (ranks_ == 1) {
-    DEGU_DCHECK(sent_RD.data == expert_RD.data);
+    DEGU_DCHECK(answer_RD.data == expert_RD.data);
     return;
   }
   const ScratchScope scope(context.scratch());
-  const AnyView leaving =
-      context.scratch().take(expert_RD.dtype, {std::max<int64_t>(round.rows, 1), expert_RD.dim(1)});
-  gather_rows(context, expert_RD, state.place_R.rows(0, round.rows), leaving.rows(0, round.rows));
-  exchange(*group_, context, leaving, round.recv_rows, sent_RD, round.send_rows,
-           state.exchange_seconds);
+  const AnyView passing = context.scratch().take(expert_RD.dtype, {chunk.rows, expert_RD.dim(1)});
+  Work leg = leave_for_tokens(context, expert_RD, state, chunk, passing, answer_RD);
+  timed(state.exchange_seconds, [&] { leg.wait(); });
+}
+
+void Dispatch::travel(Context& context, const DispatchState& state, const DispatchRound& round,
+                      const RoundRows& rows,
+                      const std::function<void(const DispatchChunk&)>& compute) const {
+  const auto here = [](AnyView view, const DispatchChunk& chunk) {
+    return view.rows(chunk.first_row, chunk.rows);
+  };
+  const auto there = [&](AnyView view, const DispatchChunk& chunk) {
+    return view.rows(chunk.first_sent - round.first_sent, chunk.sent_rows);
+  };
+  if (round.chunks.size() == 1) {
+    const DispatchChunk& all = round.chunks.front();
+    to_experts(context, there(rows.sent_RD, all), state, all, here(rows.in_RD, all));
+    compute(all);
+    if (!rows.out_RD) return;
+    return to_tokens(context, here(rows.out_RD, all), state, all, there(rows.answer_RD, all));
+  }
+  const ScratchScope scope(context.scratch());
+  const AnyView passing =
+      context.scratch().take(rows.sent_RD.dtype, {round.rows, rows.sent_RD.dim(1)});
+  const auto leave = [&](size_t i) {
+    const DispatchChunk& chunk = round.chunks[i];
+    return leave_for_experts(context, there(rows.sent_RD, chunk), state, chunk,
+                             here(passing, chunk));
+  };
+  Work next = leave(0);
+  std::vector<Work> answers;
+  for (size_t i = 0; i < round.chunks.size(); ++i) {
+    const DispatchChunk& chunk = round.chunks[i];
+    Work coming = std::exchange(next, {});
+    if (i + 1 < round.chunks.size()) next = leave(i + 1);
+    arrive(context, std::move(coming), state, chunk, here(passing, chunk), here(rows.in_RD, chunk));
+    compute(chunk);
+    if (!rows.out_RD) continue;
+    // What arrived has been read, so its place is free for the answers.
+    answers.push_back(leave_for_tokens(context, here(rows.out_RD, chunk), state, chunk,
+                                       here(passing, chunk), there(rows.answer_RD, chunk)));
+  }
+  timed(state.exchange_seconds, [&] {
+    for (Work& answer : answers) answer.wait();
+  });
 }
 
 }  // namespace degu

@@ -15,6 +15,15 @@ Score score_of(RouterKind kind) {
 
 }  // namespace
 
+ExpertActivations ExpertActivations::of(const DispatchChunk& chunk) const {
+  const auto rows = [&](AnyView view) { return view.rows(chunk.first_row, chunk.rows); };
+  return {.x_RD = rows(x_RD),
+          .gate_RF = rows(gate_RF),
+          .up_RF = rows(up_RF),
+          .act_RF = rows(act_RF),
+          .y_RD = {}};
+}
+
 MoeLayer::MoeLayer(const ModelShape& shape, const MoeParameters& parameters,
                    const ExpertSpread& spread, std::span<const int32_t> slot_E)
     : shape_(shape),
@@ -59,31 +68,25 @@ int64_t MoeLayer::capacity(const TokenGroups& groups) const {
                                         static_cast<double>(longest) / shape_.moe.experts));
 }
 
-SharedInput MoeLayer::expert_input(Context& context, AnyView h_TD, const MoeActivations& saved,
-                                   const DispatchRound& round) const {
+SharedInput MoeLayer::quantized_input(Context& context, AnyView h_TD, const MoeActivations& saved,
+                                      const DispatchChunk& chunk) const {
   Arena& scratch = context.scratch();
   const DispatchState& state = saved.dispatch;
-  const AnyView source = state.token_R.rows(round.first_sent, round.sent_rows);
-  // Rows of the token side to rows of the expert side; with all experts here they are the same.
+  const AnyView source = state.token_R.rows(chunk.first_sent, chunk.sent_rows);
+  const Activation h = Activation::take(scratch, h_TD.dim(0), h_TD.dim(1));
+  quantize_rows(context, h_TD, h);
+  const Activation x = Activation::take(scratch, std::max<int64_t>(chunk.rows, 1), h_TD.dim(1));
+  // With all experts here the rows of the token side are those of the expert side.
   const auto route = [&](AnyView rows_TD, AnyView expert_RD) {
-    const AnyView sent =
-        routes_locally()
-            ? expert_RD
-            : scratch.take(rows_TD.dtype, {std::max<int64_t>(round.sent_rows, 1), rows_TD.dim(1)});
-    gather_rows(context, rows_TD, source, sent.rows(0, round.sent_rows));
-    dispatch_.to_experts(context, sent, state, round, expert_RD);
+    const AnyView sent = routes_locally()
+                             ? expert_RD
+                             : scratch.take(rows_TD.dtype, {chunk.sent_rows, rows_TD.dim(1)});
+    gather_rows(context, rows_TD, source, sent.rows(0, chunk.sent_rows));
+    dispatch_.to_experts(context, sent, state, chunk, expert_RD.rows(0, chunk.rows));
   };
-  if (multiplies_integers(*p_.gate) && multiplies_integers(*p_.up)) {
-    // A token is quantized once, and travels as codes.
-    const Activation h = Activation::take(scratch, h_TD.dim(0), h_TD.dim(1));
-    quantize_rows(context, h_TD, h);
-    const Activation x = Activation::take(scratch, std::max<int64_t>(round.rows, 1), h_TD.dim(1));
-    route(h.values, x.values);
-    route(h.scales, x.scales);
-    return {.plain = {}, .quantized = x};
-  }
-  route(h_TD, saved.experts.x_RD);
-  return share_input(context, saved.experts.x_RD.rows(0, round.rows), {p_.gate, p_.up});
+  route(h.values, x.values);
+  route(h.scales, x.scales);
+  return {.plain = {}, .quantized = x};
 }
 
 void MoeLayer::forward(Context& context, AnyView h_TD, AnyView add_TD, const Batch& batch,
@@ -110,53 +113,99 @@ void MoeLayer::forward(Context& context, AnyView h_TD, AnyView add_TD, const Bat
   combine(context, saved.experts.y_RD, state.row_TK.rows(0, tokens), routed.gate_TK, add_TD, y_TD);
 }
 
-void MoeLayer::enter_experts(Context& context, AnyView h_TD, const MoeActivations& saved,
-                             const DispatchRound& round) const {
-  const ScratchScope scope(context.scratch());
-  const ExpertActivations& a = saved.experts;
-  const RowGroups rows = saved.dispatch.groups(round);
-  dispatch_.begin(context, saved.dispatch, round);
-  const SharedInput x = expert_input(context, h_TD, saved, round);
+void MoeLayer::enter_chunk(Context& context, const SharedInput& x, const MoeActivations& saved,
+                           const DispatchChunk& chunk) const {
+  const ExpertActivations a = saved.experts.of(chunk);
+  const RowGroups rows = saved.dispatch.groups(chunk);
   expert_linear(context, x, *p_.gate, rows, a.gate_RF);
   expert_linear(context, x, *p_.up, rows, a.up_RF);
-  swiglu(context, a.gate_RF, a.up_RF, a.act_RF, round.rows);
+  swiglu(context, a.gate_RF, a.up_RF, a.act_RF, chunk.rows);
 }
 
-void MoeLayer::run_experts(Context& context, AnyView h_TD, const MoeActivations& saved) const {
-  const ScratchScope scope(context.scratch());
-  const DispatchState& state = saved.dispatch;
-  const ExpertActivations& a = saved.experts;
-  const AnyView y_expert =
-      routes_locally() ? a.y_RD : context.scratch().take(h_TD.dtype, a.x_RD.shape);
-  for (const DispatchRound& round : state.rounds) {
-    enter_experts(context, h_TD, saved, round);
-    expert_linear(context, a.act_RF, *p_.down, state.groups(round), y_expert);
-    dispatch_.to_tokens(context, y_expert, state, round,
-                        a.y_RD.rows(round.first_sent, round.sent_rows));
-  }
+void MoeLayer::leave_chunk(Context& context, const MoeActivations& saved,
+                           const DispatchChunk& chunk, AnyView y_expert) const {
+  expert_linear(context, saved.experts.of(chunk).act_RF, *p_.down, saved.dispatch.groups(chunk),
+                y_expert.rows(chunk.first_row, chunk.rows));
 }
 
-void MoeLayer::experts_backward(Context& context, const UnitSegments& units,
-                                const MoeActivations& saved, const DispatchRound& round,
-                                AnyView dsent) const {
+void MoeLayer::run_round(Context& context, AnyView h_TD, const MoeActivations& saved,
+                         const DispatchRound& round, AnyView y_expert) const {
   Arena& scratch = context.scratch();
   const ScratchScope scope(scratch);
   const DispatchState& state = saved.dispatch;
   const ExpertActivations& a = saved.experts;
-  const RowGroups rows = state.groups(round);
-  const UnitSegments segments = dispatch_.segments(context, units, state, round);
-  const AnyView dexpert = routes_locally() ? dsent : scratch.take(dsent.dtype, a.x_RD.shape);
-  dispatch_.to_experts(context, dsent, state, round, dexpert);
+  const AnyView answers = a.y_RD.rows(round.first_sent, round.sent_rows);
+  dispatch_.begin(context, state, round);
+  if (multiplies_integers(*p_.gate) && multiplies_integers(*p_.up)) {
+    const DispatchChunk& all = state.only_chunk();  // of a model that is served
+    {
+      const ScratchScope of_input(scratch);
+      enter_chunk(context, quantized_input(context, h_TD, saved, all), saved, all);
+    }
+    leave_chunk(context, saved, all, y_expert);
+    return dispatch_.to_tokens(context, y_expert, state, all, answers);
+  }
+  const AnyView sent =
+      routes_locally() ? a.x_RD : scratch.take(h_TD.dtype, {round.sent_rows, h_TD.dim(1)});
+  gather_rows(context, h_TD, state.token_R.rows(round.first_sent, round.sent_rows),
+              sent.rows(0, round.sent_rows));
+  const RoundRows rows{.sent_RD = sent, .in_RD = a.x_RD, .out_RD = y_expert, .answer_RD = answers};
+  dispatch_.travel(context, state, round, rows, [&](const DispatchChunk& chunk) {
+    {
+      const ScratchScope of_input(scratch);
+      const SharedInput x = share_input(context, a.of(chunk).x_RD, {p_.gate, p_.up});
+      enter_chunk(context, x, saved, chunk);
+    }
+    if (y_expert) leave_chunk(context, saved, chunk, y_expert);
+  });
+}
 
-  const AnyView dact = scratch.take(dsent.dtype, a.act_RF.shape);
-  const AnyView dgate = scratch.take(dsent.dtype, a.act_RF.shape);
+void MoeLayer::run_experts(Context& context, AnyView h_TD, const MoeActivations& saved) const {
+  const ScratchScope scope(context.scratch());
+  const ExpertActivations& a = saved.experts;
+  const AnyView y_expert =
+      routes_locally() ? a.y_RD : context.scratch().take(h_TD.dtype, a.x_RD.shape);
+  for (const DispatchRound& round : saved.dispatch.rounds) {
+    run_round(context, h_TD, saved, round, y_expert);
+  }
+}
+
+void MoeLayer::chunk_backward(Context& context, const UnitSegments& units,
+                              const MoeActivations& saved, const DispatchChunk& chunk,
+                              AnyView dexpert) const {
+  Arena& scratch = context.scratch();
+  const ScratchScope scope(scratch);
+  const ExpertActivations a = saved.experts.of(chunk);
+  const RowGroups rows = saved.dispatch.groups(chunk);
+  const UnitSegments segments = dispatch_.segments(context, units, saved.dispatch, chunk);
+  // For as many rows as there can be, which one chunk may have.
+  const Shape most = saved.experts.act_RF.shape;
+  const AnyView dact = scratch.take(dexpert.dtype, most).rows(0, chunk.rows);
+  const AnyView dgate = scratch.take(dexpert.dtype, most).rows(0, chunk.rows);
   expert_linear_backward(context, dexpert, a.act_RF, rows, segments, *p_.down, dact);
   // The gradient of `up` takes the place of dact's; that of x takes dexpert's.
-  swiglu_backward(context, dact, a.gate_RF, a.up_RF, dgate, dact, round.rows);
+  swiglu_backward(context, dact, a.gate_RF, a.up_RF, dgate, dact, chunk.rows);
   expert_linear_backward(context, dact, a.x_RD, rows, segments, *p_.up, dexpert);
   expert_linear_backward(context, dgate, a.x_RD, rows, segments, *p_.gate, dexpert,
                          {.add_RF = dexpert});
-  dispatch_.to_tokens(context, dexpert, state, round, dsent);
+}
+
+void MoeLayer::round_backward(Context& context, const UnitSegments& units,
+                              const MoeActivations& saved, const DispatchRound& round,
+                              AnyView dsent) const {
+  const ScratchScope scope(context.scratch());
+  const AnyView dexpert =
+      routes_locally() ? dsent : context.scratch().take(dsent.dtype, saved.experts.x_RD.shape);
+  const RoundRows rows{.sent_RD = dsent, .in_RD = dexpert, .out_RD = dexpert, .answer_RD = dsent};
+  dispatch_.travel(context, saved.dispatch, round, rows, [&](const DispatchChunk& chunk) {
+    if (&chunk != &round.chunks.front()) add_to_gradients();
+    chunk_backward(context, units, saved, chunk, dexpert.rows(chunk.first_row, chunk.rows));
+  });
+}
+
+// What one rank sends to an expert is whole in one chunk of one round and adds zeros in the others.
+void MoeLayer::add_to_gradients() const {
+  for (Parameter* p : {p_.gate, p_.up, p_.down}) p->write = Write::kAdd;
 }
 
 void MoeLayer::backward(Context& context, AnyView dy_TD, AnyView h_TD, const TokenGroups& groups,
@@ -177,12 +226,11 @@ void MoeLayer::backward(Context& context, AnyView dy_TD, AnyView h_TD, const Tok
   for (size_t i = state.rounds.size(); i-- > 0;) {
     const DispatchRound& round = state.rounds[i];
     if (i + 1 < state.rounds.size()) {
-      enter_experts(context, h_TD, saved, round);
-      // What one rank sends to an expert is whole in one round and adds zeros in the others.
-      for (Parameter* p : {p_.gate, p_.up, p_.down}) p->write = Write::kAdd;
+      run_round(context, h_TD, saved, round, AnyView{});
+      add_to_gradients();
     }
-    experts_backward(context, groups.units, saved, round,
-                     dsent.rows(round.first_sent, round.sent_rows));
+    round_backward(context, groups.units, saved, round,
+                   dsent.rows(round.first_sent, round.sent_rows));
   }
   combine(context, dsent, row_TK, AnyView{}, AnyView{}, dh_TD);
 

@@ -26,6 +26,9 @@ struct ExpertActivations {
   AnyView x_RD;                    // expert side: inputs of this rank's experts
   AnyView gate_RF, up_RF, act_RF;  // expert side
   AnyView y_RD;                    // token side: what came back, sorted by expert
+
+  // The expert side of one chunk.
+  ExpertActivations of(const DispatchChunk& chunk) const;
 };
 
 struct MoeActivations {
@@ -66,16 +69,27 @@ class MoeLayer {
  private:
   // From the residual rows to saved.experts, by the routes in saved.dispatch.
   void run_experts(Context& context, AnyView h_TD, const MoeActivations& saved) const;
-  // One round of it, up to act_RF.
-  void enter_experts(Context& context, AnyView h_TD, const MoeActivations& saved,
-                     const DispatchRound& round) const;
+  // One round of it: up to act_RF, and with `y_expert`, rows of the expert side, to y_RD.
+  void run_round(Context& context, AnyView h_TD, const MoeActivations& saved,
+                 const DispatchRound& round, AnyView y_expert) const;
+  // The products of one chunk up to act_RF.
+  void enter_chunk(Context& context, const SharedInput& x, const MoeActivations& saved,
+                   const DispatchChunk& chunk) const;
+  // And its last one, to `y_expert`, rows of the expert side.
+  void leave_chunk(Context& context, const MoeActivations& saved, const DispatchChunk& chunk,
+                   AnyView y_expert) const;
   // dsent: gradient of the round's rows as they came back; becomes that of the rows as they left.
-  void experts_backward(Context& context, const UnitSegments& units, const MoeActivations& saved,
-                        const DispatchRound& round, AnyView dsent) const;
+  void round_backward(Context& context, const UnitSegments& units, const MoeActivations& saved,
+                      const DispatchRound& round, AnyView dsent) const;
+  // dexpert: gradient of a chunk's results; becomes that of its inputs.
+  void chunk_backward(Context& context, const UnitSegments& units, const MoeActivations& saved,
+                      const DispatchChunk& chunk, AnyView dexpert) const;
+  void add_to_gradients() const;
   int64_t capacity(const TokenGroups& groups) const;
-  // The rows of h_TD that this rank's experts read, in the form that their products want.
-  SharedInput expert_input(Context& context, AnyView h_TD, const MoeActivations& saved,
-                           const DispatchRound& round) const;
+  // The rows of h_TD that this rank's experts read, as codes: a token is quantized once, before its
+  // rows travel.
+  SharedInput quantized_input(Context& context, AnyView h_TD, const MoeActivations& saved,
+                              const DispatchChunk& chunk) const;
   bool routes_locally() const { return dispatch_.ranks() == 1; }
 
   ModelShape shape_;

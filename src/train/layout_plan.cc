@@ -41,8 +41,13 @@ int nodes_of(const ClusterSpec& cluster, int size, int stride) {
   return std::min(size, (reach + cluster.ranks_per_node - 1) / cluster.ranks_per_node);
 }
 
-double compute_seconds(const RunConfig& config, const ClusterSpec& cluster,
-                       const LayoutAssumptions& a, double tokens) {
+struct ComputeSeconds {
+  double experts = 0;  // the routed experts' products
+  double rest = 0;
+};
+
+ComputeSeconds compute_seconds(const RunConfig& config, const ClusterSpec& cluster,
+                               const LayoutAssumptions& a, double tokens) {
   const Flops flops = count_flops(config.model, config.data.sequence_length);
   const double experts = static_cast<double>(flops.experts);
   const double rest = static_cast<double>(flops.forward()) - experts;
@@ -53,7 +58,26 @@ double compute_seconds(const RunConfig& config, const ClusterSpec& cluster,
   const Recompute again = config.train.recompute;
   const double rest_passes = again == Recompute::kBlock ? 4 : 3;
   const double expert_passes = again == Recompute::kNone ? 3 : 4;
-  return tokens * (rest_passes * rest + expert_passes * busiest * experts) / (peak * a.utilisation);
+  const double rate = peak * a.utilisation;
+  return {.experts = tokens * expert_passes * busiest * experts / rate,
+          .rest = tokens * rest_passes * rest / rate};
+}
+
+// Rows to experts and back. Between GPUs the exchange of all chunks but the first is hidden, as far
+// as the experts' products last.
+double rows_seconds(const RunConfig& config, const ClusterSpec& cluster, const LayoutAssumptions& a,
+                    const StepPlan& plan, int moe_layers, double products) {
+  const int ep = config.cluster.expert_parallel;
+  if (ep < 2) return 0;
+  const ModelShape& shape = config.model;
+  const auto chunks = static_cast<double>(config.cluster.exchange_chunks);
+  const double rows = static_cast<double>(plan.micro_tokens()) * shape.moe.top_k * (ep - 1) / ep;
+  const double bytes = rows * shape.width * value_bytes(config) * a.imbalance;
+  const double exchanges = config.train.recompute == Recompute::kNone ? 4 : 6;
+  const double first = exchanges * static_cast<double>(plan.micro_batches) * moe_layers *
+                       exchange_seconds(cluster, ep, nodes_of(cluster, ep, 1), bytes / chunks);
+  const bool beside = config.cluster.device == DeviceType::kCuda;
+  return first + std::max(0.0, (chunks - 1) * first - (beside ? products : 0));
 }
 
 // Gradients travel to their shards and values come back, in fp32. With train.shard_gradients each
@@ -107,18 +131,13 @@ StepSeconds step_seconds(const RunConfig& config, const ClusterSpec& cluster,
   const double tokens = static_cast<double>(plan.tokens_per_step()) / ranks;
   const int ep = layout.expert_parallel();
   StepSeconds s;
-  s.compute = compute_seconds(config, cluster, a, tokens);
+  const ComputeSeconds compute = compute_seconds(config, cluster, a, tokens);
+  s.compute = compute.experts + compute.rest;
 
   const ModelShape& shape = config.model;
   int moe_layers = 0;
   for (int layer = 0; layer < shape.layers; ++layer) moe_layers += shape.is_moe_layer(layer);
-  if (ep > 1) {
-    const double rows = static_cast<double>(plan.micro_tokens()) * shape.moe.top_k * (ep - 1) / ep;
-    const double bytes = rows * shape.width * value_bytes(config) * a.imbalance;
-    const double exchanges = config.train.recompute == Recompute::kNone ? 4 : 6;
-    s.exchange = exchanges * static_cast<double>(plan.micro_batches) * moe_layers *
-                 exchange_seconds(cluster, ep, nodes_of(cluster, ep, 1), bytes);
-  }
+  s.exchange = rows_seconds(config, cluster, a, plan, moe_layers, compute.experts);
   const Parameters p = count_parameters(shape);
   const double experts = static_cast<double>(p.experts) / ep;
   const double dense = static_cast<double>(p.total() - p.experts);

@@ -30,10 +30,11 @@ struct TrainingMemory {
 // Layout.
 TrainingMemory training_memory(const RunConfig& config, const Layout& layout);
 
-// Seconds of one optimizer step; nothing is assumed to overlap.
+// Seconds of one optimizer step; nothing is assumed to overlap but, between GPUs, rows with
+// products (cluster.exchange_chunks).
 struct StepSeconds {
   double compute = 0;    // products, at `utilisation` of the peak, the busiest rank's experts
-  double exchange = 0;   // rows to experts and back, forward and backward
+  double exchange = 0;   // rows to experts and back, forward and backward; what is not hidden
   double reduction = 0;  // gradients to their shards, in each pass or once; values back to all
   double update = 0;     // AdamW and packing, at the memory's bandwidth
   double total() const { return compute + exchange + reduction + update; }

@@ -32,7 +32,8 @@ FlatLayout flat_layout(const ParameterRegion& region, ExpertRange experts, int s
 ExpertSpread expert_spread(const RunConfig& config, Communicator& group) {
   return {.group = &group,
           .unit_slots = config.train.reproducible,
-          .headroom = config.cluster.headroom};
+          .headroom = config.cluster.headroom,
+          .chunks = config.cluster.exchange_chunks};
 }
 
 ExpertRange local_experts(const Layout& layout, const ModelShape& shape) {

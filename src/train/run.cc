@@ -339,7 +339,8 @@ std::string identity_text(const RunConfig& config) {
   // a run's YAML.
   constexpr std::array kLater = {"  record_routes",   "  replay_routes", "  recompute",
                                  "  shard_gradients", "  device",        "    moments",
-                                 "  headroom",        "  all_to_all",    "  overlap_reduction"};
+                                 "  headroom",        "  all_to_all",    "  overlap_reduction",
+                                 "  exchange_chunks"};
   std::string text = to_yaml(config);
   const std::string defaults = to_yaml(RunConfig{});
   for (const char* key : kLater) {

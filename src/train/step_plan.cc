@@ -116,6 +116,14 @@ StepPlan plan_steps(const RunConfig& config, const Layout& layout) {
     throw ConfigError("train: the run has no length; set tokens, steps or flops");
   }
   StepPlan plan;
+  const int64_t experts_here = config.model.moe.experts / layout.expert_parallel();
+  if (config.cluster.exchange_chunks < 1 ||
+      config.cluster.exchange_chunks > std::max<int64_t>(1, experts_here)) {
+    throw ConfigError(
+        "cluster.exchange_chunks is {}; with {} experts on each rank of an expert group it must be "
+        "at least 1 and at most as many",
+        config.cluster.exchange_chunks, experts_here);
+  }
   plan.batch_sequences = t.batch_sequences;
   plan.sequence_length = config.data.sequence_length;
   plan.unit_sequences =

@@ -156,6 +156,7 @@ struct ClusterConfig {
   DeviceType device = DeviceType::kCpu;
   int expert_parallel = 1;
   double headroom = 2;
+  int64_t exchange_chunks = 1;
   AllToAll all_to_all = AllToAll::kAuto;
   int threads = 0;
 
@@ -167,6 +168,10 @@ struct ClusterConfig {
       "memory for rows of the experts of one rank, relative to even loads, when experts are "
       "spread; "
       "more rows travel in several rounds; 0: memory for the worst case");
+    f("exchange_chunks", exchange_chunks,
+      "runs into which the experts of a rank are parted, when experts are spread: rows of one run "
+      "travel while the experts of another are computed (between GPUs; more memory for rows on "
+      "their way); at most the experts of a rank");
     f("all_to_all", all_to_all,
       "how rows travel to experts on several nodes: direct, two_stage (within nodes, then across), "
       "or auto (two stages where each node has equally many ranks of the group, two or more)");

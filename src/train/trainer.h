@@ -28,7 +28,7 @@ struct LayerHealth {
   double load_entropy = 1;   // of the shares of routed slots, over ln E: 1 is even
   int64_t dead_experts = 0;  // experts that no token chose
   int64_t dropped = 0;       // routed slots over capacity
-  int64_t extra_rounds = 0;  // exchanges beyond the first, over passes and expert groups
+  int64_t extra_rounds = 0;  // rounds beyond the first, over passes and expert groups
   std::vector<int64_t> load_E;
 };
 

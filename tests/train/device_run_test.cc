@@ -83,6 +83,17 @@ TEST_CASE("rows in two stages leave no trace on the GPU either", "[device][long]
   CHECK(train(config, {.ranks = 4, .expert_parallel = 4, .device = kGpu}, kFewSteps) == reference);
 }
 
+TEST_CASE("rows in chunks leave no trace on the GPU either", "[device]") {
+  if (!testing::has_gpu()) return;
+  RunConfig config = tiny_run();
+  const Trained reference = train(config, {.device = kGpu}, 1);
+  config.cluster.exchange_chunks = 2;
+  for (double headroom : {2, 1}) {
+    config.cluster.headroom = headroom;
+    CHECK(train(config, {.ranks = 2, .expert_parallel = 2, .device = kGpu}, 1) == reference);
+  }
+}
+
 // How often the host waits for the GPU in one step of a model with so many layers.
 int64_t waits_of_a_step(int layers) {
   RunConfig config = tiny_run();

@@ -112,6 +112,8 @@ TEST_CASE("planned scratch is what a step's layers take", "[layout]") {
   for (const RankLayout& layout : layouts) {
     for (Recompute recompute : {Recompute::kNone, Recompute::kBlock}) {
       RunConfig config = base;
+      // Rows on their way have memory of their own then.
+      if (recompute == Recompute::kBlock && layout.ranks == 2) config.cluster.exchange_chunks = 2;
       config.train.recompute = recompute;
       config.train.shard_gradients = recompute == Recompute::kBlock;
       config.cluster.expert_parallel = layout.expert_parallel;
@@ -195,6 +197,17 @@ TEST_CASE("what several ranks exchange", "[layout]") {
   const double experts = static_cast<double>(flops.experts);
   const double rest = static_cast<double>(flops.forward()) - experts;
   CHECK(s.compute == Approx(3 * 256 * (rest + 1.5 * experts) / 4e12));
+  // In two chunks on GPUs: one of two is hidden, as far as the experts' products last.
+  config.cluster.exchange_chunks = 2;
+  CHECK(step_seconds(config, cluster(1, 2), {.utilisation = 1, .imbalance = 1.5}).exchange ==
+        Approx(2 * 4 * 2 * (1e-6 + bytes / 2 / 1e10)));  // on the host they only add messages
+  config.cluster.device = DeviceType::kCuda;
+  CHECK(step_seconds(config, cluster(1, 2), {.utilisation = 0.001, .imbalance = 1.5}).exchange ==
+        Approx(4 * 2 * (1e-6 + bytes / 2 / 1e10)));
+  CHECK(step_seconds(config, cluster(1, 2), {.utilisation = 1, .imbalance = 1.5}).exchange ==
+        Approx(2 * 4 * 2 * (1e-6 + bytes / 2 / 1e10) - 3 * 256 * 1.5 * experts / 4e12));
+  config.cluster.device = DeviceType::kCpu;
+  config.cluster.exchange_chunks = 1;
   // The same two ranks on two nodes: all of it over the slower link.
   s = step_seconds(config, cluster(2, 1), {.utilisation = 1, .imbalance = 1.5});
   CHECK(s.exchange == Approx(4 * 2 * (1e-5 + bytes / 1e9)));

@@ -208,6 +208,51 @@ TEST_CASE("rows that find no room travel in further rounds and leave the same bi
   }
 }
 
+TEST_CASE("rows that travel in chunks leave the same bits") {
+  for (Variant& variant : variants()) {
+    INFO(variant.name);
+    variant.config.model.moe.experts = 12;
+    const Trained reference = train(variant.config, {.ranks = 1}, 2);
+    for (RankLayout layout : {RankLayout{.ranks = 2, .expert_parallel = 2, .micro_sequences = 4},
+                              RankLayout{.ranks = 4, .expert_parallel = 2},
+                              RankLayout{.ranks = 4, .expert_parallel = 4}}) {
+      for (int chunks : {1, 2, 3, 4}) {  // of six experts on a rank, or of three
+        if (chunks > 12 / layout.expert_parallel) continue;
+        RunConfig config = variant.config;
+        config.cluster.exchange_chunks = chunks;
+        for (double headroom : {2, 1}) {
+          config.cluster.headroom = headroom;  // with 1 in several rounds, too
+          for (bool late : {false, true}) {
+            INFO(describe(layout) << ", " << chunks << " chunks, headroom " << headroom);
+            layout.late = late;
+            CHECK(train(config, layout, 2) == reference);
+          }
+        }
+      }
+    }
+    RunConfig config = variant.config;
+    config.cluster.exchange_chunks = 2;
+    config.cluster.headroom = 1;
+    for (Recompute recompute : {Recompute::kExperts, Recompute::kBlock}) {
+      config.train.recompute = recompute;
+      config.train.shard_gradients = recompute == Recompute::kBlock;
+      CHECK(train(config, {.ranks = 2, .expert_parallel = 2}, 2) == reference);
+    }
+    const test::ScopedEnvironment per_node("DEGU_RANKS_PER_NODE", "2");
+    config.cluster.all_to_all = AllToAll::kTwoStage;
+    CHECK(train(config, {.ranks = 4, .expert_parallel = 4, .late = true}, 2) == reference);
+  }
+}
+
+TEST_CASE("chunks part a rank's own sums only between experts") {
+  RunConfig config = tiny_run();
+  config.train.reproducible = false;
+  const RankLayout layout{.ranks = 2, .expert_parallel = 2};
+  const Trained reference = train(config, layout, kFewSteps);
+  config.cluster.exchange_chunks = 2;
+  CHECK(train(config, layout, kFewSteps) == reference);
+}
+
 TEST_CASE("without `reproducible` one step agrees within rounding") {
   RunConfig config = tiny_run(Precision::kFp32);
   const Trained exact = train(config, {.ranks = 1}, 1);

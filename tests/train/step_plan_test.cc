@@ -57,6 +57,13 @@ TEST_CASE("sizes that do not fit together are refused with their names") {
              Contains("train.unit_sequences is 5"));
   CHECK_THAT(message([](RunConfig& c) { c.train.overlap_reduction = true; }),
              Contains("shard_gradients: true"));
+  for (int chunks : {0, 5}) {
+    CHECK_THAT(message([&](RunConfig& c) {
+                 c.model.moe.experts = 4;
+                 c.cluster.exchange_chunks = chunks;
+               }),
+               Contains("cluster.exchange_chunks is"));
+  }
   CHECK_THAT(message([](RunConfig&) {}, 16), Contains("cannot be shared by 16 ranks"));
   CHECK_THAT(message([](RunConfig& c) { c.train.balance.group_sequences = 3; }),
              Contains("train.balance.group_sequences is 3"));
