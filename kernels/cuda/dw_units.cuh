@@ -9,6 +9,7 @@
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/pack.cuh"
 #include "kernels/cuda/stage_copy.cuh"
+#include "kernels/cuda/wgmma.cuh"
 
 namespace degu::cuda {
 
@@ -170,6 +171,7 @@ __device__ inline void sum_units(const DwArgs& args, const int64_t* offsets, Sum
     const int64_t end = offsets[unit + 1];
     for (int64_t row = offsets[unit]; row < end; row += kDepth) {
       wait_copies<kStages - 2>();
+      if constexpr (kHasWarpgroups) fence_copies();
       __syncthreads();  // the step is there for all; nobody reads the stage that is written next
       load_next(write);
       multiply(read, static_cast<int>(min(int64_t{kDepth}, end - row)));

@@ -12,6 +12,7 @@
 #include "kernels/cuda/gemm_operand.cuh"
 #include "kernels/cuda/stage_copy.cuh"
 #include "kernels/cuda/tile_walk.cuh"
+#include "kernels/cuda/wgmma.cuh"
 
 namespace degu::cuda {
 namespace {
@@ -20,6 +21,8 @@ namespace {
 // blocks share a multiprocessor.
 template <int kStrips_, int kOctets_, int kWarpsDown_, int kWarpsAcross_, int kResident_>
 struct GemmTile {
+  static constexpr bool kWarpgroup = false;
+  static constexpr int kStripStep = 1;  // from a warp's strip to its next
   static constexpr int kStrips = kStrips_;
   static constexpr int kOctets = kOctets_;
   static constexpr int kWarpsDown = kWarpsDown_;
@@ -29,6 +32,20 @@ struct GemmTile {
   static constexpr int kOutputs = kStripOutputs * kTileStrips;
   static constexpr int kRows = 8 * kOctets * kWarpsAcross_;
 };
+
+// A warpgroup of kStrips x 64 outputs and kOctets x 8 rows: each warp has one strip of every 64
+// outputs.
+template <int kStrips_, int kOctets_, int kResident_>
+struct WarpgroupTile : GemmTile<kStrips_, kOctets_, 4, 1, kResident_> {
+  static constexpr bool kWarpgroup = true;
+  static constexpr int kStripStep = 4;
+};
+
+// bf16 weights on Hopper. 128 registers of sums beside 32 of weights; while one of the two blocks
+// waits for its products and fetches the next step, the tensor cores have the other's.
+using ManyRowsTogether = WarpgroupTile<2, 16, 2>;
+using SomeRowsTogether = WarpgroupTile<2, 4, 2>;
+using FewRowsTogether = WarpgroupTile<1, 1, 3>;
 
 // 64 x 64 numbers a warp: 128 registers of sums, beside 32 of x; per 32 products of 16 x 8 x 16 it
 // reads 4 KiB of shared memory, which two blocks of four warps do in less time than the tensor
@@ -157,9 +174,37 @@ template <class Tile>
 struct WarpPlace {
   __device__ WarpPlace() {}
   int lane = static_cast<int>(threadIdx.x % 32);
-  int strip = static_cast<int>(threadIdx.x / 32) % Tile::kWarpsDown * Tile::kStrips;
+  int strip = static_cast<int>(threadIdx.x / 32) % Tile::kWarpsDown *
+              (Tile::kWarpgroup ? 1 : Tile::kStrips);
   int row = static_cast<int>(threadIdx.x / 32) / Tile::kWarpsDown * Tile::kOctets * 8;
 };
+
+// sum += a step, by the whole warpgroup; under way when this returns. `a` is where its weights stay
+// meanwhile.
+template <class Format, class Tile>
+__device__ inline void start_step(float (&sum)[Tile::kStrips][Tile::kOctets][4],
+                                  Cell (&a)[Tile::kStrips][4], const std::byte* stage,
+                                  const WarpPlace<Tile>& warp) {
+  using Stage = GemmStage<Format, Tile>;
+#pragma unroll
+  for (int s = 0; s < Tile::kStrips; ++s) {
+#pragma unroll
+    for (int product = 0; product < 4; ++product) {
+      a[s][product] = read_cell(stage + (warp.strip + Tile::kStripStep * s) * Stage::kChunk,
+                                product, warp.lane);
+    }
+  }
+  const uint64_t x = matrix_descriptor(stage + Stage::kXAt, 0, 8 * kStepBytes);
+  warpgroup_fence();
+#pragma unroll
+  for (int product = 0; product < 4; ++product) {
+#pragma unroll
+    for (int s = 0; s < Tile::kStrips; ++s) {
+      warpgroup_mma<false>(sum[s], a[s][product].word, moved(x, 32 * product));
+    }
+  }
+  warpgroup_commit();
+}
 
 // sum = the warp's part of a tile. Ends with all copies done and all warps past the barrier.
 template <class Format, class Tile>
@@ -182,17 +227,22 @@ __device__ inline void multiply_tile(const GemmArgs& args, const TilePlace& plac
     if (s < steps) loader.load(shared + s * Stage::kBytes);
     commit_copies();
   }
-  const bool busy = warp.row < place.rows;
+  [[maybe_unused]] const bool busy = warp.row < place.rows;
   int read = 0;
   int write = Stage::kStages - 1;
 #pragma unroll 1
   for (int step = 0; step < steps; ++step) {
     wait_copies<Stage::kStages - 2>();
+    if constexpr (Tile::kWarpgroup) fence_copies();
     __syncthreads();  // step is there for all, and nobody reads the stage that is written next
+    const std::byte* stage = shared + read * Stage::kBytes;
+    [[maybe_unused]] Cell a[Tile::kStrips][4];
+    if constexpr (Tile::kWarpgroup) start_step<Format, Tile>(sum, a, stage, warp);
     if (step + Stage::kStages - 1 < steps) loader.load(shared + write * Stage::kBytes);
     commit_copies();
-    if (busy) {
-      const std::byte* stage = shared + read * Stage::kBytes;
+    if constexpr (Tile::kWarpgroup) {
+      warpgroup_wait<0>();
+    } else if (busy) {
       multiply_step<Format, Tile::kRows>(
           sum, stage + warp.strip * Stage::kChunk, stage + Stage::kXAt + warp.row * kStepBytes,
           reinterpret_cast<const float*>(stage + Stage::kScalesAt) + warp.row, warp.lane);
@@ -248,8 +298,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident) gemm_kernel(G
       for (int o = 0; o < Tile::kOctets; ++o) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          out[(row + 8 * o + i % 2) * Stage::kOutStride + output + 16 * s + i / 2 * 8] =
-              sum[s][o][i];
+          out[(row + 8 * o + i % 2) * Stage::kOutStride + output +
+              kStripOutputs * Tile::kStripStep * s + i / 2 * 8] = sum[s][o][i];
         }
       }
     }
@@ -282,13 +332,19 @@ void launch_gemm(Context& context, const GemmArgs& args, int64_t rows, int64_t f
 
 template <class Format>
 void run_gemm(Context& context, const GemmArgs& args, int64_t rows, int64_t filled) {
-  if (rows <= filled * FewRows::kRows) {
-    launch_gemm<Format, FewRows>(context, args, rows, filled);
-  } else if (rows <= filled * 2 * SomeRows::kRows) {
-    launch_gemm<Format, SomeRows>(context, args, rows, filled);
+  // All tiles of a format take the same kind of product, for a row has the same bits in each.
+  constexpr bool kNumbers = Chunk<Format>::kCodes == Codes::kNone;
+  constexpr bool kTogether = kNumbers && kHasWarpgroups;
+  using Few = std::conditional_t<kTogether, FewRowsTogether, FewRows>;
+  using Some = std::conditional_t<kTogether, SomeRowsTogether, SomeRows>;
+  using Many = std::conditional_t<kTogether, ManyRowsTogether,
+                                  std::conditional_t<kNumbers, ManyRows, ManyCodedRows>>;
+  if (rows <= filled * Few::kRows) {
+    launch_gemm<Format, Few>(context, args, rows, filled);
+  } else if (rows <= filled * 2 * Some::kRows) {
+    launch_gemm<Format, Some>(context, args, rows, filled);
   } else {
-    using Tile = std::conditional_t<Chunk<Format>::kCodes == Codes::kNone, ManyRows, ManyCodedRows>;
-    launch_gemm<Format, Tile>(context, args, rows, filled);
+    launch_gemm<Format, Many>(context, args, rows, filled);
   }
 }
 

@@ -1,5 +1,6 @@
 #include "kernels/cuda/dw_units.cuh"
 #include "kernels/cuda/table.h"
+#include "kernels/cuda/wgmma.cuh"
 #include "kernels/tables/grouped_gemm.h"
 
 namespace degu {
@@ -7,24 +8,122 @@ namespace {
 
 using namespace degu::cuda;
 
-// A tile of dw: 2 x 2 warps of 64 outputs x 64 columns. A step is up to 64 rows of dy and x; their
-// rows are the summed dimension, so both operands are transposed on the way to registers.
+// A tile of dw is 128 outputs x 128 columns, of four warps. A step is up to 64 rows of dy and x;
+// their rows are the summed dimension, so both operands are transposed: by ldmatrix on the way to
+// registers, or by the tensor cores.
 constexpr int kTile = 128;
 constexpr int kDepth = 64;
 constexpr int kBlock = 128;  // threads
-constexpr int kStrips = 4;
-constexpr int kOctets = 8;
-constexpr int kRowBytes = kTile * 2;
-constexpr int kOperandBytes = kDepth * kRowBytes;
+constexpr int kPanelColumns = 64;
+constexpr int kPanelRowBytes = kPanelColumns * 2;
+constexpr int kPanelBytes = kDepth * kPanelRowBytes;
+constexpr int kOperandBytes = kTile / kPanelColumns * kPanelBytes;
 constexpr int kStage = 2 * kOperandBytes;
 constexpr int kStages = 3;
 constexpr int kShared = kStages * kStage;
 constexpr int kResident = 2;
 
-// Piece p (16 bytes) of row r lies at p ^ (r % 8): the same piece of eight rows is in all banks.
+// An operand lies in panels of 64 columns. Of those, piece p (16 bytes) of row r lies at
+// p ^ (r % 8): the same piece of eight rows is in all banks, and it is the pattern of wgmma.cuh.
 __device__ inline int dw_piece(int row, int piece) {
-  return row * kRowBytes + (piece ^ (row % 8)) * 16;
+  constexpr int kPieces = kPanelRowBytes / 16;
+  return piece / kPieces * kPanelBytes + row * kPanelRowBytes + (piece % kPieces ^ (row % 8)) * 16;
 }
+
+// Words of A for 16 outputs and 16 rows. Matrix i of a load: rows 8 (i / 2), outputs 8 (i % 2) on.
+__device__ inline void load_outputs(uint32_t (&a)[4], const std::byte* dy, int k, int output) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const int matrix = lane / 8;
+  load_matrices_transposed(a,
+                           dy + dw_piece(k + matrix / 2 * 8 + lane % 8, output / 8 + matrix % 2));
+}
+
+// Who has which part of a tile: a warp has kStrips x 16 outputs, kStripStep x 16 from one to the
+// next, and kOctets x 8 columns.
+#ifndef DEGU_CUDA_WARPGROUPS
+struct Products {  // 2 x 2 warps of 64 x 64
+  static constexpr int kStrips = 4;
+  static constexpr int kStripStep = 1;
+  static constexpr int kOctets = 8;
+  using Sums = float[kStrips][kOctets][4];
+
+  static __device__ int first_output(int warp) { return warp % 2 * 16 * kStrips; }
+  static __device__ int first_column(int warp) { return warp / 2 * 8 * kOctets; }
+
+  // sum += the step's rows, 16 at a time. Matrix i of a load of x: rows 8 (i % 2), columns 8 (i /
+  // 2) on.
+  static __device__ void multiply(Sums& sum, const std::byte* stage, int rows) {
+    const int lane = static_cast<int>(threadIdx.x % 32);
+    const int warp = static_cast<int>(threadIdx.x / 32);
+    const int matrix = lane / 8;
+#pragma unroll
+    for (int k = 0; k < kDepth; k += 16) {
+      if (k >= rows) break;
+      uint32_t a[kStrips][4], b[kOctets / 2][4];
+#pragma unroll
+      for (int s = 0; s < kStrips; ++s) load_outputs(a[s], stage, k, first_output(warp) + 16 * s);
+#pragma unroll
+      for (int o = 0; o < kOctets / 2; ++o) {
+        load_matrices_transposed(b[o], stage + kOperandBytes +
+                                           dw_piece(k + matrix % 2 * 8 + lane % 8,
+                                                    first_column(warp) / 8 + 2 * o + matrix / 2));
+      }
+#pragma unroll
+      for (int s = 0; s < kStrips; ++s) {
+#pragma unroll
+        for (int o = 0; o < kOctets; ++o) {
+          mma_bf16(sum[s][o], a[s], b[o / 2][o % 2 * 2], b[o / 2][o % 2 * 2 + 1]);
+        }
+      }
+    }
+  }
+};
+
+#else
+struct Products {  // 64 outputs at a time, all columns
+  static constexpr int kStrips = 2;
+  static constexpr int kStripStep = 4;
+  static constexpr int kOctets = 16;
+  using Sums = float[kStrips][kOctets][4];
+
+  static __device__ int first_output(int warp) { return warp * 16; }
+  static __device__ int first_column(int) { return 0; }
+
+  static __device__ void multiply(Sums& sum, const std::byte* stage, int rows) {
+    const int warp = static_cast<int>(threadIdx.x / 32);
+    uint32_t a[kDepth / 16][kStrips][4];
+#pragma unroll
+    for (int k = 0; k < kDepth; k += 16) {
+#pragma unroll
+      for (int s = 0; s < kStrips; ++s) {
+        load_outputs(a[k / 16][s], stage, k, first_output(warp) + 16 * kStripStep * s);
+      }
+    }
+    const uint64_t x = matrix_descriptor(stage + kOperandBytes, kPanelBytes, 8 * kPanelRowBytes);
+    const auto add = [&](int k) {
+#pragma unroll
+      for (int s = 0; s < kStrips; ++s) {
+        warpgroup_mma<true>(sum[s], a[k / 16][s], moved(x, k * kPanelRowBytes));
+      }
+    };
+    if (rows > kDepth - 16) {
+      warpgroup_fence();
+#pragma unroll
+      for (int k = 0; k < kDepth; k += 16) add(k);
+    } else {
+#pragma unroll
+      for (int k = 0; k < kDepth - 16; k += 16) {
+        if (k >= rows) break;
+        warpgroup_fence();
+        add(k);
+      }
+    }
+    warpgroup_commit();
+    warpgroup_wait<0>();
+  }
+};
+
+#endif
 
 // rows [row, row + rows) and columns [column, column + kTile) of a matrix; zeros around.
 __device__ inline void load_operand(const std::byte* matrix, int64_t width, bool vector,
@@ -47,50 +146,20 @@ __device__ inline void load_rows(const DwArgs& args, const DwPlace& place,
                stage + kOperandBytes);
 }
 
-// sum += the step's rows, 16 at a time. Matrix i of a load is, for dy: rows 8 (i / 2), outputs
-// 8 (i % 2) on; for x: rows 8 (i % 2), columns 8 (i / 2) on.
-__device__ inline void multiply_rows(float (&sum)[kStrips][kOctets][4], const std::byte* stage,
-                                     int first_output, int first_column, int rows) {
+__device__ inline void store_sums(const DwArgs& args, const DwPlace& place,
+                                  const Products::Sums& sum) {
   const int lane = static_cast<int>(threadIdx.x % 32);
-  const int matrix = lane / 8;
-#pragma unroll
-  for (int k = 0; k < kDepth; k += 16) {
-    if (k >= rows) break;
-    uint32_t a[kStrips][4], b[kOctets / 2][4];
-#pragma unroll
-    for (int s = 0; s < kStrips; ++s) {
-      load_matrices_transposed(a[s], stage + dw_piece(k + matrix / 2 * 8 + lane % 8,
-                                                      first_output / 8 + 2 * s + matrix % 2));
-    }
-#pragma unroll
-    for (int o = 0; o < kOctets / 2; ++o) {
-      load_matrices_transposed(
-          b[o], stage + kOperandBytes +
-                    dw_piece(k + matrix % 2 * 8 + lane % 8, first_column / 8 + 2 * o + matrix / 2));
-    }
-#pragma unroll
-    for (int s = 0; s < kStrips; ++s) {
-#pragma unroll
-      for (int o = 0; o < kOctets; ++o) {
-        mma_bf16(sum[s][o], a[s], b[o / 2][o % 2 * 2], b[o / 2][o % 2 * 2 + 1]);
-      }
-    }
-  }
-}
-
-__device__ inline void store_sums(const DwArgs& args, const DwPlace& place, int first_output,
-                                  int first_column, float (&sum)[kStrips][kOctets][4]) {
-  const int lane = static_cast<int>(threadIdx.x % 32);
+  const int warp = static_cast<int>(threadIdx.x / 32);
   float* dw = place.dw(args);
-  const int64_t output = place.output + first_output + lane / 4;
-  const int64_t column = place.column + first_column + lane % 4 * 2;
+  const int64_t output = place.output + Products::first_output(warp) + lane / 4;
+  const int64_t column = place.column + Products::first_column(warp) + lane % 4 * 2;
 #pragma unroll
-  for (int s = 0; s < kStrips; ++s) {
+  for (int s = 0; s < Products::kStrips; ++s) {
 #pragma unroll
-    for (int o = 0; o < kOctets; ++o) {
+    for (int o = 0; o < Products::kOctets; ++o) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int64_t f = output + 16 * s + 8 * half;
+        const int64_t f = output + 16 * Products::kStripStep * s + 8 * half;
         const int64_t d = column + 8 * o;
         if (f >= args.outputs || d >= args.width) continue;
         float* to = dw + f * args.width + d;
@@ -115,21 +184,16 @@ __device__ inline void store_sums(const DwArgs& args, const DwPlace& place, int 
 
 __global__ void __launch_bounds__(kBlock, kResident) dw_kernel(DwArgs args, int64_t tiles) {
   auto* shared = reinterpret_cast<std::byte*>(dynamic_shared);
-  const int warp = static_cast<int>(threadIdx.x / 32);
-  const int first_output = warp % 2 * 16 * kStrips;
-  const int first_column = warp / 2 * 8 * kOctets;
   for (int64_t index = blockIdx.x; index < tiles; index += gridDim.x) {
     const DwPlace place(args, index, kTile, kTile);
-    float sum[kStrips][kOctets][4];
+    Products::Sums sum;
     sum_units<kBlock, kDepth, kStages>(
         args, place.offsets(args), sum,
         [&](const RowSteps<kDepth>& step, int stage) {
           load_rows(args, place, step, shared + stage * kStage);
         },
-        [&](int stage, int rows) {
-          multiply_rows(sum, shared + stage * kStage, first_output, first_column, rows);
-        });
-    store_sums(args, place, first_output, first_column, sum);
+        [&](int stage, int rows) { Products::multiply(sum, shared + stage * kStage, rows); });
+    store_sums(args, place, sum);
     wait_copies<0>();
     __syncthreads();  // before the next tile's copies
   }

@@ -14,7 +14,7 @@
 namespace degu::cuda {
 
 // A block's dynamic shared memory.
-extern __shared__ uint4 dynamic_shared[];
+alignas(1024) extern __shared__ uint4 dynamic_shared[];
 
 namespace {
 

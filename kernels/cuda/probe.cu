@@ -5,6 +5,7 @@
 #include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/pack.cuh"
 #include "kernels/cuda/table.h"
+#include "kernels/cuda/wgmma.cuh"
 #include "kernels/tables/probe.h"
 
 namespace degu {
@@ -31,6 +32,42 @@ __global__ void __launch_bounds__(kThreads) fp32_kernel(int64_t rounds, float on
   if (total == -1.0f) *sink = total;
 }
 
+#ifdef DEGU_CUDA_WARPGROUPS
+// Each block is a warpgroup with two chains of products of 64 x 128 x 16.
+constexpr int kProductsOfRound = 2 * 64 * 128 * 16;
+constexpr int kProductThreads = 128;
+constexpr int kProductShared = 128 * 128;  // bytes: 128 columns of b, 64 inner elements each
+__global__ void __launch_bounds__(kProductThreads, 2)
+    bf16_kernel(int64_t rounds, uint32_t one, float* sink) {
+  const uint32_t a[4] = {one, one, one, one};
+  auto* b = reinterpret_cast<uint32_t*>(dynamic_shared);
+  for (int i = static_cast<int>(threadIdx.x); i < kProductShared / 4; i += kProductThreads) {
+    b[i] = one;
+  }
+  fence_copies();
+  __syncthreads();
+  const uint64_t columns = matrix_descriptor(b, 0, 8 * 128);
+  float sum[2][16][4] = {};
+  for (int64_t i = 0; i < rounds; ++i) {
+    warpgroup_fence();
+    warpgroup_mma<false>(sum[0], a, columns);
+    warpgroup_mma<false>(sum[1], a, columns);
+    warpgroup_commit();
+    warpgroup_wait<1>();
+  }
+  warpgroup_wait<0>();
+  float total = 0.0f;
+#pragma unroll
+  for (int c = 0; c < 2; ++c) {
+#pragma unroll
+    for (int o = 0; o < 16; ++o) total = total + sum[c][o][0] + sum[c][o][1];
+  }
+  if (total == -1.0f) *sink = total;
+}
+#else
+constexpr int kProductsOfRound = kThreads / 32 * kChains * 16 * 8 * 16;
+constexpr int kProductThreads = kThreads;
+constexpr int kProductShared = 0;
 __global__ void __launch_bounds__(kThreads) bf16_kernel(int64_t rounds, uint32_t one, float* sink) {
   const uint32_t a[4] = {one, one, one, one};
   float sum[kChains][4] = {};
@@ -43,6 +80,7 @@ __global__ void __launch_bounds__(kThreads) bf16_kernel(int64_t rounds, uint32_t
   for (int c = 0; c < kChains; ++c) total = total + sum[c][0] + sum[c][1] + sum[c][2] + sum[c][3];
   if (total == -1.0f) *sink = total;
 }
+#endif
 
 __global__ void __launch_bounds__(kThreads) int8_kernel(int64_t rounds, uint32_t one, float* sink) {
   const uint32_t a[4] = {one, one, one, one};
@@ -78,22 +116,22 @@ double seconds_of(Context& context, Launch&& launch) {
 double arithmetic(Context& context, DType type, int64_t rounds) {
   constexpr int kBlocks = 4;  // per multiprocessor
   const auto blocks = static_cast<unsigned>(kBlocks * state_of(context).multiprocessors());
+  double of_round = 2.0 * kChains * kThreads;  // a block's operations in one round
   ScratchScope scope(context.scratch());
   auto* sink = scratch_of<float>(context, 1);
   const double seconds = seconds_of(context, [&] {
     if (type == DType::kBF16) {
-      launch_kernel(context, "probe", {blocks, kThreads}, &bf16_kernel, rounds, 0x3f803f80u, sink);
+      of_round = 2.0 * kProductsOfRound;
+      launch_kernel(context, "probe", {blocks, kProductThreads, kProductShared}, &bf16_kernel,
+                    rounds, 0x3f803f80u, sink);
     } else if (type == DType::kI8) {
+      of_round = 2.0 * kChains * (kThreads / 32) * 16 * 8 * 32;
       launch_kernel(context, "probe", {blocks, kThreads}, &int8_kernel, rounds, 0x01010101u, sink);
     } else {
       launch_kernel(context, "probe", {blocks, kThreads}, &fp32_kernel, rounds, 1.0f, sink);
     }
   });
-  // Of a thread per chain and round: a multiply-add, or its 32nd part of a product.
-  const double each = type == DType::kBF16 ? 2.0 * 16 * 8 * 16 / 32
-                      : type == DType::kI8 ? 2.0 * 16 * 8 * 32 / 32
-                                           : 2.0;
-  return each * kChains * kThreads * blocks * static_cast<double>(rounds) / seconds;
+  return of_round * blocks * static_cast<double>(rounds) / seconds;
 }
 
 // ---- bandwidth ----

@@ -8,7 +8,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <memory>
+#include <utility>
 
 #include "tests/cuda_emulation/cuda_runtime.h"
 
@@ -97,6 +99,13 @@ struct Meeting {
   unsigned generation = 0;
 };
 
+// What the products of a warpgroup still have to do, and how many of them each committed group has.
+struct Products {
+  std::deque<std::function<void()>> waiting;
+  std::deque<size_t> groups;
+  size_t open = 0;
+};
+
 struct Fiber {
   Place place;
   dim3 index;
@@ -110,6 +119,8 @@ struct Fiber {
   std::vector<size_t> groups;
   size_t first_copy = 0, first_group = 0;
   size_t open = 0;  // copies of no group yet
+
+  bool unfenced = false;  // made copies that products do not see yet
 
   bool ready() const {
     return !ended && (waits_for == nullptr || waits_for->generation != generation);
@@ -140,6 +151,8 @@ struct Block {
   std::array<Fiber, kMostThreads> fibers;
   std::array<Meeting, kMostThreads / 32> warps;
   std::array<Meeting, kMostThreads / 128> warpgroups;
+  std::array<Products, kMostThreads / 128> products;
+  int unfenced = 0;  // fibers with such copies
   Meeting barrier;
   const std::function<void()>* thread = nullptr;
   Fiber* current = nullptr;
@@ -179,12 +192,17 @@ void meet(Meeting& meeting, int place, int expected, void* mine, Together work) 
   go(fiber.place, the_block->scheduler);
 }
 
+Products& my_products() {
+  return the_block->products[static_cast<size_t>(self().number / 128)];
+}
+
 void run_fiber() {
   Block& block = *the_block;
   (*block.thread)();
   wait_copy_groups(0);
   Fiber& fiber = self();
   if (fiber.open > 0) fail("ends with copies in no group");
+  if (!my_products().waiting.empty()) fail("ends before its products do");
   fiber.ended = true;
   --block.alive;
   release(block.barrier, std::max(block.alive, 1), nullptr);
@@ -199,11 +217,14 @@ void Block::start(const std::function<void()>& body, bool backwards) {
   trapped = false;
   warps.fill({});
   warpgroups.fill({});
+  for (Products& each : products) each = {};
+  unfenced = 0;
   barrier = {};
   for (int i = 0; i < threads; ++i) {
     Fiber& fiber = fibers[static_cast<size_t>(i)];
     fiber.ended = false;
     fiber.waits_for = nullptr;
+    fiber.unfenced = false;
     fiber.copies.clear();
     fiber.groups.clear();
     fiber.first_copy = fiber.first_group = fiber.open = 0;
@@ -276,9 +297,45 @@ void meet_warp(unsigned mask, void* mine, Together work) {
        work);
 }
 
-void meet_warpgroup(void* mine, Together work) {
+void ask_product(void* mine, Gather gather) {
+  thread_local Gather last;  // the same for all that come
+  last = gather;
   const int number = self().number;
-  meet(the_block->warpgroups[static_cast<size_t>(number / 128)], number % 128, 128, mine, work);
+  meet(the_block->warpgroups[static_cast<size_t>(number / 128)], number % 128, 128, mine,
+       [](void* const* all) {
+         if (the_block->unfenced > 0) {
+           fail("asks for products of what was copied and not fenced");
+         }
+         my_products().waiting.push_back(last(all));
+         ++my_products().open;
+       });
+}
+
+void end_product_group() {
+  const int number = self().number;
+  meet(the_block->warpgroups[static_cast<size_t>(number / 128)], number % 128, 128, &self(),
+       [](void* const*) { my_products().groups.push_back(std::exchange(my_products().open, 0)); });
+}
+
+void wait_product_groups(int groups) {
+  thread_local int kept;  // the same for all that come
+  kept = groups;
+  const int number = self().number;
+  meet(the_block->warpgroups[static_cast<size_t>(number / 128)], number % 128, 128, &self(),
+       [](void* const*) {
+         Products& products = my_products();
+         while (products.groups.size() > static_cast<size_t>(kept)) {
+           for (size_t i = products.groups.front(); i > 0; --i) {
+             products.waiting.front()();
+             products.waiting.pop_front();
+           }
+           products.groups.pop_front();
+         }
+       });
+}
+
+void fence_copies() {
+  if (std::exchange(self().unfenced, false)) --the_block->unfenced;
 }
 
 void sync_block() {
@@ -312,6 +369,7 @@ void wait_copy_groups(int groups) {
   Fiber& fiber = self();
   while (fiber.groups.size() - fiber.first_group > static_cast<size_t>(groups)) {
     for (size_t i = fiber.groups[fiber.first_group++]; i > 0; --i) {
+      if (!std::exchange(fiber.unfenced, true)) ++the_block->unfenced;
       const AsyncCopy& copy = fiber.copies[fiber.first_copy++];
       std::memcpy(copy.to, copy.from, static_cast<size_t>(copy.bytes));
       std::memset(static_cast<std::byte*>(copy.to) + copy.bytes, 0,

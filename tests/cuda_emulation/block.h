@@ -40,10 +40,17 @@ using Together = void (*)(void* const* all);
 
 // Waits until the lanes of `mask`, the caller among them, have come.
 void meet_warp(unsigned mask, void* mine, Together work);
-// Waits for the 128 threads of the caller's warpgroup.
-void meet_warpgroup(void* mine, Together work);
 // Waits for all threads of the block that have not ended.
 void sync_block();
+
+// Products of a warpgroup, made as late as possible: `gather` is called when its 128 threads have
+// come, with what each brought, and returns what is to be done.
+using Gather = std::function<void()> (*)(void* const* all);
+void ask_product(void* mine, Gather gather);
+void end_product_group();
+void wait_product_groups(int groups);
+// Products must not be asked for while copies of any thread are made and not fenced.
+void fence_copies();
 
 // d += a · b, in order of the inner dimension, each step rounded.
 void add_product(float (&d)[16][8], const float (&a)[16][16], const float (&b)[16][8]);

@@ -11,6 +11,9 @@
 #include "tests/cuda_emulation/cuda_runtime.h"
 
 namespace degu::cuda {
+
+extern thread_local uint4 dynamic_shared[];  // kernels/cuda/launch.cuh
+
 namespace {
 
 inline float emulated_low(uint32_t word) {
@@ -18,6 +21,27 @@ inline float emulated_low(uint32_t word) {
 }
 inline float emulated_high(uint32_t word) {
   return std::bit_cast<float>(word & 0xffff0000u);
+}
+
+// A lane's words of A, and its numbers of D, from and to their places (mma.cuh).
+inline void emulated_gather(int lane, const uint32_t* a, const float* d, float (&left)[16][16],
+                            float (&sum)[16][8]) {
+  const int g = lane / 4, t = lane % 4;
+  for (int w = 0; w < 4; ++w) {
+    const int row = g + w % 2 * 8, column = w / 2 * 8 + 2 * t;
+    left[row][column] = emulated_low(a[w]);
+    left[row][column + 1] = emulated_high(a[w]);
+  }
+  for (int i = 0; i < 4; ++i) sum[g + i / 2 * 8][2 * t + i % 2] = d[i];
+}
+inline void emulated_scatter(int lane, const float (&sum)[16][8], float* d) {
+  for (int i = 0; i < 4; ++i) d[i] = sum[lane / 4 + i / 2 * 8][2 * (lane % 4) + i % 2];
+}
+
+// Shared memory's own addresses begin with the dynamic part.
+inline uint32_t shared_address(const void* shared) {
+  return static_cast<uint32_t>(static_cast<const std::byte*>(shared) -
+                               reinterpret_cast<const std::byte*>(dynamic_shared));
 }
 
 inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
@@ -31,21 +55,16 @@ inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_
     for (int lane = 0; lane < 32; ++lane) {
       const auto& from = *static_cast<const Item*>(all[lane]);
       const int g = lane / 4, t = lane % 4;
-      for (int w = 0; w < 4; ++w) {
-        const int row = g + w % 2 * 8, column = w / 2 * 8 + 2 * t;
-        left[row][column] = emulated_low(from.a[w]);
-        left[row][column + 1] = emulated_high(from.a[w]);
-      }
+      emulated_gather(lane, from.a, from.d, left, sum);
       for (int w = 0; w < 2; ++w) {
         right[w * 8 + 2 * t][g] = emulated_low(from.b[w]);
         right[w * 8 + 2 * t + 1][g] = emulated_high(from.b[w]);
       }
-      for (int i = 0; i < 4; ++i) sum[g + i / 2 * 8][2 * t + i % 2] = from.d[i];
     }
     emulated::add_product(sum, left, right);
     for (int lane = 0; lane < 32; ++lane) {
       const auto& to = *static_cast<const Item*>(all[lane]);
-      for (int i = 0; i < 4; ++i) to.d[i] = sum[lane / 4 + i / 2 * 8][2 * (lane % 4) + i % 2];
+      emulated_scatter(lane, sum, to.d);
     }
   });
 }
