@@ -37,26 +37,40 @@ MoeParameters moe_parameters(ParameterSet& all, const std::string& prefix) {
 
 }  // namespace
 
-std::vector<BalanceRecord> balance_records(Context& context, const Activations& saved,
-                                           int64_t groups) {
-  std::vector<BalanceRecord> records;
-  if (!saved.balance_loss_L2G) return records;
-  const OnHost losses(context, saved.balance_loss_L2G), loads(context, saved.balance_load_LE);
-  const View<const double> loss_L2G = losses.as<const double>();
-  const View<const int64_t> load_LE = loads.as<const int64_t>();
+BalanceNumbers::BalanceNumbers(Downloads& downloads, const Activations& saved, int64_t groups)
+    : groups_(groups) {
+  if (!saved.balance_loss_L2G) return;
+  loss_L2G_ = downloads.add(saved.balance_loss_L2G);
+  load_LE_ = downloads.add(saved.balance_load_LE);
   for (const BlockActivations& block : saved.blocks) {
     if (!block.moe.balance) continue;
-    const auto layer = static_cast<int64_t>(records.size());
-    const double* aux = loss_L2G.row(layer);
-    const double* z = aux + loss_L2G.dim(2);
-    const int64_t* load = load_LE.row(layer);
-    records.push_back({.aux_G = {aux, aux + groups},
-                       .z_G = {z, z + groups},
-                       .load_E = {load, load + load_LE.dim(1)},
-                       .dropped = block.moe.dispatch.dropped,
-                       .extra_rounds = static_cast<int64_t>(block.moe.dispatch.rounds.size()) - 1});
+    const DispatchState& dispatch = block.moe.dispatch;
+    layers_.push_back({dispatch.dropped, static_cast<int64_t>(dispatch.rounds.size()) - 1});
+  }
+}
+
+std::vector<BalanceRecord> BalanceNumbers::records() const {
+  std::vector<BalanceRecord> records;
+  for (const Layer& layer : layers_) {
+    const auto l = static_cast<int64_t>(records.size());
+    const double* aux = loss_L2G_.as<const double>().row(l);
+    const double* z = aux + loss_L2G_.dim(2);
+    const int64_t* load = load_LE_.as<const int64_t>().row(l);
+    records.push_back({.aux_G = {aux, aux + groups_},
+                       .z_G = {z, z + groups_},
+                       .load_E = {load, load + load_LE_.dim(1)},
+                       .dropped = layer.dropped,
+                       .extra_rounds = layer.extra_rounds});
   }
   return records;
+}
+
+std::vector<BalanceRecord> balance_records(Context& context, const Activations& saved,
+                                           int64_t groups) {
+  Downloads downloads(context);
+  const BalanceNumbers numbers(downloads, saved, groups);
+  downloads.wait();
+  return numbers.records();
 }
 
 Transformer::Transformer(ParameterSet& parameters, const ExpertSpread& spread)

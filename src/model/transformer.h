@@ -16,6 +16,7 @@
 #include "nn/attention_layer.h"
 #include "nn/feed_forward.h"
 #include "nn/recompute.h"
+#include "tensor/device.h"
 
 namespace degu {
 
@@ -43,7 +44,24 @@ struct Activations {
 };
 
 // What the routers measured in a pass of `groups` balance groups, of each block with experts in
-// turn. On an accelerator the host waits.
+// turn.
+class BalanceNumbers {
+ public:
+  // Adds what lies on the device to `downloads`; the next pass may begin at once.
+  BalanceNumbers(Downloads& downloads, const Activations& saved, int64_t groups);
+  // Once the downloads are there.
+  std::vector<BalanceRecord> records() const;
+
+ private:
+  struct Layer {
+    int64_t dropped;
+    int64_t extra_rounds;
+  };
+  AnyView loss_L2G_, load_LE_;
+  int64_t groups_;
+  std::vector<Layer> layers_;
+};
+// The same when nothing else is waited for: on an accelerator the host waits here.
 std::vector<BalanceRecord> balance_records(Context& context, const Activations& saved,
                                            int64_t groups);
 

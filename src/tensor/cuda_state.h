@@ -21,6 +21,9 @@ class CudaState final : public DeviceState {
   void move(void* to, const void* from, size_t bytes) override;
   void zero(void* at, size_t bytes) override;
   void download(void* to, const void* from, size_t bytes) override;
+  void download_later(void* to, const void* from, size_t bytes) override;
+  void* allocate_host(size_t bytes) override;
+  void free_host(void* memory) noexcept override;
   void synchronize() override;
   std::string description() const override;
   void begin_range(const char* name) override;

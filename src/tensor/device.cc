@@ -1,6 +1,9 @@
 #include "tensor/device.h"
 
+#include <algorithm>
 #include <cstring>
+#include <new>
+#include <utility>
 
 namespace degu {
 
@@ -43,6 +46,51 @@ void zero(Context& context, AnyView view) {
   } else {
     context.device_state()->zero(view.data, view.bytes());
   }
+}
+
+Downloads::~Downloads() {
+  for (const Piece& piece : pieces_) {
+    if (context_.device_state() != nullptr) {
+      context_.device_state()->free_host(piece.memory);
+    } else {
+      ::operator delete(piece.memory);
+    }
+  }
+}
+
+std::byte* Downloads::take(size_t bytes) {
+  constexpr size_t kLeast = size_t{1} << 20;
+  bytes = (bytes + 15) / 16 * 16;
+  while (piece_ < pieces_.size() && used_ + bytes > pieces_[piece_].bytes) {
+    ++piece_;
+    used_ = 0;
+  }
+  if (piece_ == pieces_.size()) {
+    const size_t all = std::max(bytes, kLeast);
+    DeviceState* state = context_.device_state();
+    void* memory = state != nullptr ? state->allocate_host(all) : ::operator new(all);
+    pieces_.push_back({static_cast<std::byte*>(memory), all});
+  }
+  return pieces_[piece_].memory + std::exchange(used_, used_ + bytes);
+}
+
+AnyView Downloads::add(AnyView from) {
+  const AnyView to{take(from.bytes()), from.dtype, from.shape};
+  if (from.bytes() == 0) return to;
+  if (from.device == DeviceType::kCpu) {
+    std::memcpy(to.data, from.data, from.bytes());
+  } else {
+    context_.device_state()->download_later(to.data, from.data, from.bytes());
+  }
+  return to;
+}
+
+void Downloads::wait() {
+  if (context_.device_state() != nullptr) context_.device_state()->synchronize();
+}
+
+void Downloads::clear() {
+  piece_ = used_ = 0;
 }
 
 OnHost::OnHost(Context& context, AnyView view, Unfilled)

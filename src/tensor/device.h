@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "tensor/context.h"
 
@@ -25,6 +26,11 @@ class DeviceState {
   virtual void zero(void* at, size_t bytes) = 0;
   // Device to host; waits for the stream (counted).
   virtual void download(void* to, const void* from, size_t bytes) = 0;
+  // Device to host in stream order, without a wait; `to` is of allocate_host.
+  virtual void download_later(void* to, const void* from, size_t bytes) = 0;
+  // Pinned memory of the host; freeing it waits for the device. Not for use inside a step.
+  virtual void* allocate_host(size_t bytes) = 0;
+  virtual void free_host(void* memory) noexcept = 0;
   // Waits for the stream (counted); DeviceError when a kernel failed.
   virtual void synchronize() = 0;
   // "GPU 0: NVIDIA H200, 132 multiprocessors, 139 GiB, NUMA node 0"
@@ -69,6 +75,35 @@ size_t device_memory_free(DeviceType device);
 void copy(Context& context, AnyView from, AnyView to);
 // Every byte of `view` zero, in stream order on an accelerator.
 void zero(Context& context, AnyView view);
+
+// Numbers on their way to the host: asked for here and there, waited for once. On the CPU they are
+// copied at once.
+class Downloads {
+ public:
+  explicit Downloads(Context& context) : context_(context) {}  // which outlives it
+  ~Downloads();
+  Downloads(const Downloads&) = delete;
+  Downloads& operator=(const Downloads&) = delete;
+
+  // A host view of `from`, whose numbers are those of this point of the stream; they are there once
+  // `wait` has returned, until `clear`. Memory is allocated when more is asked for than ever
+  // before.
+  AnyView add(AnyView from);
+  // For all that was added; on an accelerator the host waits once.
+  void wait();
+  void clear();
+
+ private:
+  struct Piece {
+    std::byte* memory;
+    size_t bytes;
+  };
+  std::byte* take(size_t bytes);
+
+  Context& context_;
+  std::vector<Piece> pieces_;
+  size_t piece_ = 0, used_ = 0;  // the one that is filled, and how far
+};
 
 // The numbers of a view where the host can read and write them: the view itself on the CPU, a copy
 // elsewhere. The context outlives it.

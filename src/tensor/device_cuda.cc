@@ -143,6 +143,21 @@ void CudaState::download(void* to, const void* from, size_t bytes) {
   check(cudaStreamSynchronize(stream_), "waiting for the GPU");
 }
 
+void CudaState::download_later(void* to, const void* from, size_t bytes) {
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_), "a copy to the host");
+}
+
+void* CudaState::allocate_host(size_t bytes) {
+  void* memory = nullptr;
+  check(cudaHostAlloc(&memory, bytes, cudaHostAllocDefault), "allocating pinned memory");
+  return memory;
+}
+
+void CudaState::free_host(void* memory) noexcept {
+  cudaStreamSynchronize(stream_);
+  cudaFreeHost(memory);
+}
+
 void CudaState::synchronize() {
   count_sync("synchronize");
   check(cudaStreamSynchronize(stream_), "waiting for the GPU");

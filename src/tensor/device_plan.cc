@@ -15,6 +15,9 @@ class PlanningState final : public DeviceState {
     count_sync("a download");
     std::memset(to, 0, bytes);
   }
+  void download_later(void* to, const void*, size_t bytes) override { std::memset(to, 0, bytes); }
+  void* allocate_host(size_t bytes) override { return ::operator new(bytes); }
+  void free_host(void* memory) noexcept override { ::operator delete(memory); }
   void synchronize() override { count_sync("a wait"); }
   std::string description() const override { return "no device: sizes only"; }
   void begin_range(const char*) override {}

@@ -72,8 +72,10 @@ void Pass::backward(Context& context, const BalanceWeights& weights, AnyView dh_
 }
 
 void Pass::sequence_losses(std::span<double> out) const {
-  const OnHost on_host = host_loss_T();
-  const View<const float> loss = on_host.as<float>();
+  sequence_losses(host_loss_T().as<const float>(), out);
+}
+
+void Pass::sequence_losses(View<const float> loss, std::span<double> out) const {
   for (size_t s = 0; s < out.size(); ++s) {
     double sum = 0;
     for (int64_t i = 0; i < plan_.sequence_length; ++i) {

@@ -35,8 +35,10 @@ class Pass {
   AnyView dh_TD() const { return dh_TD_.rows(0, batch_.tokens()); }
   std::span<const int32_t> targets() const { return targets_T_; }
   OnHost host_loss_T() const { return {context_, loss_T()}; }
-  // Sum of the losses of each packed sequence, in token order and double precision.
+  // Sum of the losses of each packed sequence, in token order and double precision. On an
+  // accelerator the host waits; the other form takes loss_T() as it has come to the host.
   void sequence_losses(std::span<double> out) const;
+  void sequence_losses(View<const float> loss_T, std::span<double> out) const;
   size_t reserved_bytes() const { return arena_.capacity(); }
 
  private:

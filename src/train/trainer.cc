@@ -64,6 +64,7 @@ Trainer::Trainer(const RunConfig& config, const TokenDataset& dataset, Communica
       pass_(context, model_, plan_, plan_.micro_sequences, /*training=*/true),
       regions_(context, config_, plan_, mesh_.layout(), parameters_),
       micro_batches_(at(plan_.micro_batches)),
+      downloads_(context),
       flops_per_token_(training_flops(config.model, plan_.sequence_length, 1.0)) {
   if (dataset.vocab_size() != config.model.vocab) {
     throw ConfigError(
@@ -91,7 +92,7 @@ int64_t Trainer::first_sequence(int64_t micro) const {
   return units.begin * plan_.unit_sequences;
 }
 
-void Trainer::run_micro_batch(int64_t micro, int64_t counted, StepSums& sums) {
+void Trainer::run_micro_batch(int64_t micro, int64_t counted) {
   const TrainConfig& t = config_.train;
   const BalanceWeights weights{
       .aux_per_group = t.balance.aux_loss / static_cast<double>(plan_.balance_groups()),
@@ -108,16 +109,24 @@ void Trainer::run_micro_batch(int64_t micro, int64_t counted, StepSums& sums) {
                      head_chunks_, regions_.head_sink(), pass_.loss_T(), pass_.dh_TD());
   pass_.backward(context_, weights, pass_.dh_TD(), &regions_);
 
-  pass_.sequence_losses(
-      sums.losses().subspan(at(first_sequence(micro)), at(plan_.micro_sequences)));
-  record_balance(micro, sums);
+  pass_numbers_.push_back(
+      {downloads_.add(pass_.loss_T()),
+       BalanceNumbers(downloads_, pass_.activations(), pass_.groups().balance_groups())});
 }
 
-void Trainer::record_balance(int64_t micro, StepSums& sums) {
+void Trainer::sum_passes(StepSums& sums) {
+  for (int64_t m = 0; m < plan_.micro_batches; ++m) {
+    pass_.sequence_losses(pass_numbers_[at(m)].loss_T.as<const float>(),
+                          sums.losses().subspan(at(first_sequence(m)), at(plan_.micro_sequences)));
+    sum_balance(m, sums);
+  }
+  sums.all_reduce(context_, world_);
+}
+
+void Trainer::sum_balance(int64_t micro, StepSums& sums) {
   const int64_t first_group = first_sequence(micro) / plan_.balance_sequences;
   int64_t layer = 0;
-  for (const BalanceRecord& record :
-       balance_records(context_, pass_.activations(), pass_.groups().balance_groups())) {
+  for (const BalanceRecord& record : pass_numbers_[at(micro)].balance.records()) {
     for (size_t g = 0; g < record.aux_G.size(); ++g) {
       sums.aux()[at(first_group) + g] += record.aux_G[g];
       sums.z()[at(first_group) + g] += record.z_G[g];
@@ -151,11 +160,11 @@ double Trainer::gradient_norm() {
     state.adamw->square_sums(context_, state.grad_shard,
                              sums.rows(state.first_norm_block, state.adamw->layout().all_blocks()));
   }
-  std::vector<double> blocks(at(regions_.norm_blocks()));
-  copy(context_, sums, View<double>(blocks.data(), {regions_.norm_blocks()}));
-  world_.all_reduce(context_, View<double>(blocks.data(), {regions_.norm_blocks()}), Reduce::kSum,
-                    Order::kAny);
-  return std::sqrt(std::accumulate(blocks.begin(), blocks.end(), 0.0));
+  const AnyView blocks = downloads_.add(sums);
+  downloads_.wait();
+  world_.all_reduce(context_, blocks, Reduce::kSum, Order::kAny);
+  const auto* block = blocks.as<double>().data();
+  return std::sqrt(std::accumulate(block, block + blocks.elements(), 0.0));
 }
 
 void Trainer::update(double learning_rate, double norm) {
@@ -241,12 +250,14 @@ StepResult Trainer::step() {
   world_.all_reduce(context_, View<int64_t>(&counted, {1}), Reduce::kSum, Order::kAny);
   counted = std::max<int64_t>(counted, 1);
 
-  StepSums sums(plan_, moe_layers(), config_.model.moe.experts);
-  for (int64_t m = 0; m < plan_.micro_batches; ++m) run_micro_batch(m, counted, sums);
-  sums.all_reduce(context_, world_);
+  pass_numbers_.clear();
+  downloads_.clear();
+  for (int64_t m = 0; m < plan_.micro_batches; ++m) run_micro_batch(m, counted);
   if (routes_) routes_->share(context_, world_);
   reduce_gradients();
   const double norm = gradient_norm();
+  StepSums sums(plan_, moe_layers(), config_.model.moe.experts);
+  sum_passes(sums);
 
   StepResult result = summarise(sums, counted);
   result.gradient_norm = norm;

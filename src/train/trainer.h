@@ -88,10 +88,11 @@ class Trainer {
   struct StepSums;
   int64_t first_sequence(int64_t micro) const;  // of this rank's pass, in the step's batch
   void read_batches();
-  void run_micro_batch(int64_t micro, int64_t counted, StepSums& sums);
-  void record_balance(int64_t micro, StepSums& sums);
+  void run_micro_batch(int64_t micro, int64_t counted);
+  void sum_passes(StepSums& sums);
+  void sum_balance(int64_t micro, StepSums& sums);
   void reduce_gradients();
-  double gradient_norm();
+  double gradient_norm();  // waits for the step's downloads
   void update(double learning_rate, double norm);
   void update_biases(StepSums& sums);
   StepResult summarise(StepSums& sums, int64_t counted) const;
@@ -116,6 +117,13 @@ class Trainer {
   std::vector<SequenceBatch> micro_batches_;
   std::optional<StepRoutes> routes_;
   std::optional<RouteReplay> replay_;
+  // What a step's passes tell the host, and the norm: waited for once a step.
+  struct PassNumbers {
+    AnyView loss_T;
+    BalanceNumbers balance;
+  };
+  Downloads downloads_;
+  std::vector<PassNumbers> pass_numbers_;
   double flops_per_token_ = 0;
   int64_t next_step_ = 0;
   int64_t bad_steps_ = 0;

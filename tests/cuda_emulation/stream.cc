@@ -235,6 +235,7 @@ cudaError_t cudaHostAlloc(void** at, size_t bytes, unsigned) {
 }
 
 cudaError_t cudaFreeHost(void* at) {
+  cudaDeviceSynchronize();
   std::free(at);
   return cudaSuccess;
 }

@@ -45,6 +45,42 @@ TEST_CASE("copy moves bytes between host views and says what does not fit") {
   CHECK_THROWS_WITH(copy(context, elsewhere, b), Catch::Contains("another device"));
 }
 
+// Two rounds of what the device has at the moment of asking, also of more than a piece of memory.
+void check_downloads(Context& context) {
+  const DeviceType device = context.device();
+  Downloads downloads(context);
+  for (int round = 0; round < 2; ++round) {
+    std::vector<AnyView> got;
+    std::vector<int32_t> expected;
+    for (int64_t n : {int64_t{3}, int64_t{1} << 19, int64_t{0}, int64_t{5}}) {
+      Tensor host(DType::kI32, {n}), there(DType::kI32, {n}, device);
+      const auto value = static_cast<int32_t>(10 * round + static_cast<int>(got.size()));
+      for (int64_t i = 0; i < n; ++i) host.as<int32_t>()[i] = value;
+      copy(context, host, there);
+      got.push_back(downloads.add(there));
+      expected.push_back(value);
+      zero(context, there);  // afterwards
+    }
+    downloads.wait();
+    for (size_t k = 0; k < got.size(); ++k) {
+      const View<const int32_t> numbers = got[k].as<const int32_t>();
+      int64_t wrong = 0;
+      for (int64_t i = 0; i < numbers.elements(); ++i) wrong += numbers[i] != expected[k];
+      CHECK(wrong == 0);
+    }
+    downloads.clear();
+  }
+}
+
+TEST_CASE("downloads are of the moment in which they are asked for, and waited for once") {
+  Context host({.threads = 1, .scratch_bytes = 1 << 20});
+  check_downloads(host);
+  if (!has_gpu()) return;
+  Context gpu(gpu_options());
+  check_downloads(gpu);
+  CHECK(gpu.device_state()->host_syncs() == 2);
+}
+
 TEST_CASE("copies to a GPU and back keep every byte, and waits are counted") {
   if (!has_gpu()) return;
   Context context(gpu_options());
