@@ -3,6 +3,7 @@
 #include "kernels/api/check.h"
 #include "kernels/dispatch.h"
 #include "kernels/tables/grouped_gemm.h"
+#include "tensor/device.h"
 #include "tensor/trace.h"
 
 namespace degu {
@@ -92,8 +93,11 @@ void gemm(Context& context, const Activation& x_RD, const PackedWeight& w, AnyVi
   if (x_RD.values.shape.rank() != 2) {
     throw ShapeError("gemm: x has shape {}, needs [rows, {}]", x_RD.values.shape.str(), w.inner);
   }
-  const int64_t offsets[] = {0, x_RD.values.dim(0)};
-  grouped_gemm(context, x_RD, w, RowGroups{offsets}, y_RF, epilogue);
+  const int64_t rows = x_RD.values.dim(0);
+  const int64_t offsets[] = {0, rows};
+  DeviceState* state = context.device_state();
+  const int64_t* there = state == nullptr ? nullptr : state->one_group(rows);
+  grouped_gemm(context, x_RD, w, RowGroups{offsets, there}, y_RF, epilogue);
 }
 
 void grouped_gemm_dw(Context& context, AnyView dy_RF, AnyView x_RD, const UnitSegments& segments,

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <memory>
+#include <unordered_map>
+#include <vector>
 
 #include "tensor/device.h"
 
@@ -28,6 +30,8 @@ class CudaState final : public DeviceState {
   std::string description() const override;
   void begin_range(const char* name) override;
   void end_range() override;
+  std::unique_ptr<DeviceGraph> capture(const std::function<void()>& work) override;
+  const int64_t* one_group(int64_t rows) override;
 
   CUstream_st* stream() const { return stream_; }
   int multiprocessors() const { return multiprocessors_; }
@@ -38,6 +42,9 @@ class CudaState final : public DeviceState {
 
  private:
   struct Staging;
+  struct Capture;
+  const char* at_work() const override;
+
   CUstream_st* stream_ = nullptr;
   int ordinal_;
   int multiprocessors_ = 0;
@@ -45,6 +52,9 @@ class CudaState final : public DeviceState {
   size_t memory_ = 0;
   int numa_node_ = -1;  // -1: the system does not say
   std::unique_ptr<Staging> staging_;
+  std::vector<const char*> ranges_;
+  int64_t* groups_ = nullptr;  // pairs {0, rows}
+  std::unordered_map<int64_t, int64_t> group_of_rows_;
 };
 
 }  // namespace degu

@@ -7,7 +7,19 @@
 
 namespace degu {
 
+std::unique_ptr<DeviceGraph> DeviceState::capture(const std::function<void()>&) {
+  throw DeviceError("this device has no graphs");
+}
+
+const int64_t* DeviceState::one_group(int64_t) {
+  return nullptr;
+}
+
 void DeviceState::count_sync(const char* who) {
+  if (capturing_) {
+    throw CaptureError("{}: {} makes the host wait for the device, which no graph can hold",
+                       at_work(), who);
+  }
   if (forbidden_) {
     throw DeviceError("{} made the host wait for the device where no wait is allowed", who);
   }

@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -14,6 +15,23 @@
 #include "tensor/context.h"
 
 namespace degu {
+
+// What a graph cannot hold: its message names who did it.
+class CaptureError : public DeviceError {
+ public:
+  using DeviceError::DeviceError;
+};
+
+// Work that was captured once and is launched as often as wanted, in one call of the host. It reads
+// and writes the addresses that it was captured with: what stands there at the time of the launch
+// counts. It does not outlive its context.
+class DeviceGraph {
+ public:
+  virtual ~DeviceGraph() = default;
+  // All of the work, in stream order.
+  virtual void launch() = 0;
+  virtual int64_t nodes() const = 0;  // kernels, copies, fills
+};
 
 class DeviceState {
  public:
@@ -39,6 +57,15 @@ class DeviceState {
   virtual void begin_range(const char* name) = 0;
   virtual void end_range() = 0;
 
+  // What `work` asks of the device, captured and not done; any other work of the context waits
+  // meanwhile. CaptureError when it waits for the device or uploads numbers of the host's (the
+  // graph would repeat those of today). When `work` throws, nothing is left of the capture.
+  virtual std::unique_ptr<DeviceGraph> capture(const std::function<void()>& work);
+
+  // {0, rows} in the device's memory, for as long as the state lives: the offsets of one group.
+  // Uploaded when a number of rows is first asked for. Null when the table of them is full.
+  virtual const int64_t* one_group(int64_t rows);
+
   // How often the host waited for the device since the context was made.
   int64_t host_syncs() const { return host_syncs_; }
   // Debug mode: while set, a wait is a DeviceError that names who waited.
@@ -46,6 +73,9 @@ class DeviceState {
 
  protected:
   void count_sync(const char* who);
+  // The operator that is at work, for messages.
+  virtual const char* at_work() const { return "the host"; }
+  bool capturing_ = false;
 
  private:
   int64_t host_syncs_ = 0;

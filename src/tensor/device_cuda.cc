@@ -85,6 +85,57 @@ struct CudaState::Staging {
   size_t used = 0;
 };
 
+namespace {
+
+class CudaGraph final : public DeviceGraph {
+ public:
+  CudaGraph(cudaGraph_t graph, cudaStream_t stream) : stream_(stream) {
+    size_t nodes = 0;
+    check(cudaGraphGetNodes(graph, nullptr, &nodes), "counting a graph's nodes");
+    nodes_ = static_cast<int64_t>(nodes);
+    check(cudaGraphInstantiate(&ready_, graph, 0), "making a graph ready");
+  }
+  // A launch that is not done yet goes on: the runtime waits with the memory.
+  ~CudaGraph() override { cudaGraphExecDestroy(ready_); }
+  CudaGraph(const CudaGraph&) = delete;
+  CudaGraph& operator=(const CudaGraph&) = delete;
+
+  void launch() override { check(cudaGraphLaunch(ready_, stream_), "launching a graph"); }
+  int64_t nodes() const override { return nodes_; }
+
+ private:
+  cudaStream_t stream_;
+  cudaGraphExec_t ready_ = nullptr;
+  int64_t nodes_ = 0;
+};
+
+constexpr int64_t kMostGroups = 4096;
+
+}  // namespace
+
+// The time in which the stream captures; whatever happens, it does not when this ends.
+struct CudaState::Capture {
+  explicit Capture(CudaState& of) : state(of) {
+    check(cudaStreamBeginCapture(state.stream_, cudaStreamCaptureModeThreadLocal),
+          "beginning a capture");
+    state.capturing_ = true;
+  }
+  ~Capture() {
+    if (state.capturing_ && end() != cudaSuccess) cudaGetLastError();
+    if (graph != nullptr) cudaGraphDestroy(graph);
+  }
+  Capture(const Capture&) = delete;
+  Capture& operator=(const Capture&) = delete;
+
+  cudaError_t end() {
+    state.capturing_ = false;
+    return cudaStreamEndCapture(state.stream_, &graph);
+  }
+
+  CudaState& state;
+  cudaGraph_t graph = nullptr;
+};
+
 CudaState::CudaState(int ordinal) : ordinal_(ordinal) {
   check(cudaSetDevice(ordinal), "opening the GPU");
   cudaDeviceProp properties{};
@@ -95,14 +146,42 @@ CudaState::CudaState(int ordinal) : ordinal_(ordinal) {
   numa_node_ = numa_node_of(ordinal);
   staging_ = std::make_unique<Staging>();
   check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream");
+  check(cudaMalloc(reinterpret_cast<void**>(&groups_), kMostGroups * 2 * sizeof(int64_t)),
+        "allocating device memory");
 }
 
 CudaState::~CudaState() {
   cudaStreamSynchronize(stream_);
   cudaStreamDestroy(stream_);
+  cudaFree(groups_);
+}
+
+std::unique_ptr<DeviceGraph> CudaState::capture(const std::function<void()>& work) {
+  if (capturing_) throw DeviceError("a capture within a capture");
+  Capture now(*this);
+  work();
+  check(now.end(), "ending a capture");
+  return std::make_unique<CudaGraph>(now.graph, stream_);
+}
+
+const int64_t* CudaState::one_group(int64_t rows) {
+  const auto count = static_cast<int64_t>(group_of_rows_.size());
+  const auto found = group_of_rows_.find(rows);
+  if (found != group_of_rows_.end()) return groups_ + 2 * found->second;
+  if (count == kMostGroups) return nullptr;
+  const std::array<int64_t, 2> offsets = {0, rows};
+  upload(groups_ + 2 * count, offsets.data(), sizeof(offsets));
+  group_of_rows_[rows] = count;
+  return groups_ + 2 * count;
 }
 
 void CudaState::upload(void* to, const void* from, size_t bytes) {
+  if (capturing_) {
+    throw CaptureError(
+        "{}: {} bytes of the host's would be the same in every launch of a graph; give what "
+        "changes in the device's memory",
+        at_work(), bytes);
+  }
   Staging& ring = *staging_;
   auto* out = static_cast<std::byte*>(to);
   const auto* in = static_cast<const std::byte*>(from);
@@ -171,10 +250,16 @@ std::string CudaState::description() const {
 
 void CudaState::begin_range(const char* name) {
   nvtxRangePushA(name);
+  ranges_.push_back(name);
 }
 
 void CudaState::end_range() {
   nvtxRangePop();
+  ranges_.pop_back();
+}
+
+const char* CudaState::at_work() const {
+  return ranges_.empty() ? DeviceState::at_work() : ranges_.back();
 }
 
 void CudaState::check_launch(const char* op) {

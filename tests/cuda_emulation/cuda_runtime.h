@@ -9,6 +9,8 @@
 //   that nobody wrote holds NaN.
 // - Streams (stream.cc) do what they were given as late as possible: when the host waits. Device
 //   memory can be read and written only meanwhile; the host that touches it is killed.
+// - A stream that captures keeps its calls for the graph; calls that wait or allocate are refused
+//   meanwhile and spoil the capture.
 // What it cannot show: races inside what one thread does between two waits, misaligned accesses,
 // the order of sums inside a tensor core, and any speed.
 //
@@ -182,8 +184,11 @@ enum cudaError_t {
   cudaErrorNoKernelImageForDevice,
   cudaErrorInvalidDeviceFunction,
   cudaErrorLaunchFailure,
+  cudaErrorStreamCaptureUnsupported,
+  cudaErrorStreamCaptureInvalidated,
 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
+enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 inline constexpr unsigned cudaHostAllocDefault = 0;
 inline constexpr unsigned cudaEventDisableTiming = 2;
@@ -193,6 +198,12 @@ struct CUstream_st;
 struct CUevent_st;
 using cudaStream_t = CUstream_st*;
 using cudaEvent_t = CUevent_st*;
+struct CUgraph_st;
+struct CUgraphExec_st;
+struct CUgraphNode_st;
+using cudaGraph_t = CUgraph_st*;
+using cudaGraphExec_t = CUgraphExec_st*;
+using cudaGraphNode_t = CUgraphNode_st*;
 
 struct cudaDeviceProp {
   char name[256];
@@ -236,6 +247,14 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
 cudaError_t cudaEventQuery(cudaEvent_t event);
 cudaError_t cudaEventSynchronize(cudaEvent_t event);
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end);
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);
+cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t* nodes, size_t* count);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* ready, cudaGraph_t graph, uint64_t flags);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t ready, cudaStream_t stream);
+cudaError_t cudaGraphDestroy(cudaGraph_t graph);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t ready);
 
 namespace emulated {
 

@@ -117,11 +117,25 @@ struct CUevent_st {
   Clock::time_point time;
 };
 
+struct CUgraph_st {
+  std::vector<std::function<void()>> calls;
+};
+
+struct CUgraphExec_st {
+  std::shared_ptr<const CUgraph_st> graph;  // launches that wait share it
+};
+
 struct CUstream_st {
   using Call = std::function<void()>;
   std::deque<Call> waiting;
+  std::unique_ptr<CUgraph_st> captured;  // while the stream captures
+  bool spoilt = false;                   // by a call that no graph can hold
 
   void add(Call call) {
+    if (captured != nullptr) {
+      captured->calls.push_back(std::move(call));
+      return;
+    }
     waiting.push_back(std::move(call));
     if (waiting.size() > kMostWaiting) run();
   }
@@ -151,6 +165,18 @@ void reach(CUevent_st* event, uint64_t ticket) {
   event->stream->run_until([&] { return event->reached >= ticket; });
 }
 
+// The stream of this thread that captures.
+thread_local CUstream_st* capturing = nullptr;
+
+// For calls that may not be made meanwhile.
+bool refused() {
+  if (capturing != nullptr) capturing->spoilt = true;
+  return capturing != nullptr;
+}
+cudaError_t unsupported() {
+  return report(cudaErrorStreamCaptureUnsupported);
+}
+
 cudaError_t state() {
   return lost ? report(cudaErrorLaunchFailure) : cudaSuccess;
 }
@@ -177,6 +203,10 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "device not ready";
     case cudaErrorLaunchFailure:
       return "unspecified launch failure";
+    case cudaErrorStreamCaptureUnsupported:
+      return "operation not permitted when stream is capturing";
+    case cudaErrorStreamCaptureInvalidated:
+      return "operation failed due to a previous error during capture";
     default:
       return "unknown error";
   }
@@ -207,6 +237,7 @@ cudaError_t cudaDeviceGetPCIBusId(char*, int, int) {
 }
 
 cudaError_t cudaDeviceSynchronize() {
+  if (refused()) return unsupported();
   for (CUstream_st* stream : streams) stream->run();
   return state();
 }
@@ -218,6 +249,7 @@ cudaError_t cudaMemGetInfo(size_t* free, size_t* all) {
 }
 
 cudaError_t cudaMalloc(void** at, size_t bytes) {
+  if (refused()) return unsupported();
   *at = memory().take(bytes);
   return *at == nullptr ? report(cudaErrorMemoryAllocation) : cudaSuccess;
 }
@@ -225,6 +257,7 @@ cudaError_t cudaMalloc(void** at, size_t bytes) {
 // Waits for the device, as the real one does.
 cudaError_t cudaFree(void* at) {
   if (at == nullptr) return cudaSuccess;
+  if (refused()) return unsupported();
   cudaDeviceSynchronize();
   return memory().give_back(at) ? cudaSuccess : report(cudaErrorInvalidValue);
 }
@@ -241,6 +274,7 @@ cudaError_t cudaFreeHost(void* at) {
 }
 
 cudaError_t cudaMemset(void* at, int value, size_t bytes) {
+  if (refused()) return unsupported();
   if (value == 0 && memory().is_new(at)) return cudaSuccess;  // is zero, and stays unbacked
   cudaDeviceSynchronize();
   const Open open;
@@ -273,11 +307,13 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  if (refused()) return unsupported();
   stream->run();
   return state();
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  if (refused()) return unsupported();
   stream->add([event, ticket = event->ticket] { reach(event, ticket); });
   return cudaSuccess;
 }
@@ -298,6 +334,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 }
 
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  if (refused()) return unsupported();
   event->stream = stream;
   stream->add([event, ticket = ++event->ticket] {
     event->reached = ticket;
@@ -312,12 +349,60 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  if (refused()) return unsupported();
   reach(event, event->ticket);
   return state();
 }
 
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
   *milliseconds = std::chrono::duration<float, std::milli>(end->time - begin->time).count();
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  if (capturing != nullptr) return report(cudaErrorStreamCaptureUnsupported);
+  stream->captured = std::make_unique<CUgraph_st>();
+  stream->spoilt = false;
+  capturing = stream;
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  *graph = nullptr;
+  if (capturing != stream) return report(cudaErrorInvalidValue);
+  capturing = nullptr;
+  std::unique_ptr<CUgraph_st> captured = std::move(stream->captured);
+  if (stream->spoilt) return report(cudaErrorStreamCaptureInvalidated);
+  *graph = captured.release();
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t*, size_t* count) {
+  *count = graph->calls.size();
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* ready, cudaGraph_t graph, uint64_t) {
+  *ready = new CUgraphExec_st{std::make_shared<const CUgraph_st>(*graph)};
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t ready, cudaStream_t stream) {
+  stream->add([graph = ready->graph] {
+    for (const auto& call : graph->calls) {
+      if (!lost) call();
+    }
+  });
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  delete graph;
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t ready) {
+  delete ready;
   return cudaSuccess;
 }
 

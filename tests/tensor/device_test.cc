@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "tensor/tensor.h"
+#include "tensor/trace.h"
 
 namespace degu {
 namespace {
@@ -105,6 +106,107 @@ TEST_CASE("copies to a GPU and back keep every byte, and waits are counted") {
   for (int64_t i = 0; i < 1000; ++i) REQUIRE(seen.as<int32_t>()[i] == 0);
   state.forbid_host_syncs(true);
   CHECK_THROWS_AS(copy(context, zeros, seen), DeviceError);
+}
+
+// Five numbers on the host or, uploaded, on the GPU.
+Tensor five(int32_t first) {
+  Tensor host(DType::kI32, {5});
+  for (int32_t i = 0; i < 5; ++i) host.as<int32_t>()[i] = first + i;
+  return host;
+}
+void put(Context& context, int32_t first, const Tensor& there) {
+  copy(context, five(first), there);
+}
+bool holds(Context& context, const Tensor& there, int32_t first) {
+  Tensor back(DType::kI32, {5});
+  copy(context, there, back);
+  return std::memcmp(back.view().data, five(first).view().data, back.bytes()) == 0;
+}
+
+TEST_CASE("captured work is done at each launch, with what its memory holds then") {
+  if (!has_gpu()) return;
+  Context context(gpu_options());
+  DeviceState& state = *context.device_state();
+  Tensor from(DType::kI32, {5}, DeviceType::kCuda), to(DType::kI32, {5}, DeviceType::kCuda);
+  Tensor cleared(DType::kI32, {5}, DeviceType::kCuda);
+  put(context, 10, from);
+  put(context, 20, to);
+  put(context, 30, cleared);
+  const auto graph = state.capture([&] {
+    copy(context, from, to);
+    zero(context, cleared);
+  });
+  CHECK(graph->nodes() == 2);
+  CHECK(holds(context, to, 20));  // capturing did nothing
+  CHECK(holds(context, cleared, 30));
+  for (int32_t first : {10, 40, 50}) {
+    put(context, first, from);
+    put(context, 7, cleared);
+    const int64_t waits = state.host_syncs();
+    graph->launch();
+    CHECK(state.host_syncs() == waits);
+    CHECK(holds(context, to, first));
+    CHECK_FALSE(holds(context, cleared, 7));
+  }
+  // What waits in the stream at the time of a launch comes before it, what follows comes after.
+  put(context, 60, from);
+  graph->launch();
+  put(context, 70, from);
+  CHECK(holds(context, to, 60));
+  CHECK(holds(context, from, 70));
+}
+
+TEST_CASE("what no graph can hold is refused by name, and the context goes on") {
+  if (!has_gpu()) return;
+  Context context(gpu_options());
+  DeviceState& state = *context.device_state();
+  Tensor there(DType::kI32, {5}, DeviceType::kCuda), other(DType::kI32, {5}, DeviceType::kCuda);
+  put(context, 1, there);
+  const auto refused = [&](auto&& work, const char* message) {
+    CHECK_THROWS_WITH(state.capture([&] {
+      copy(context, there, other);
+      const TraceScope span(context, "an_operator");
+      work();
+    }),
+                      Catch::Contains(message));
+    put(context, 3, other);
+    CHECK(holds(context, other, 3));  // nothing of the capture was done
+  };
+  const int64_t waits = state.host_syncs();
+  CHECK_THROWS_AS(state.capture([&] { put(context, 2, there); }), CaptureError);
+  CHECK_THROWS_AS(state.capture([&] { state.synchronize(); }), CaptureError);
+  CHECK(state.host_syncs() == waits);
+  refused([&] { put(context, 2, there); }, "an_operator: 20 bytes of the host's");
+  refused([&] { state.synchronize(); }, "an_operator: synchronize makes the host wait");
+  refused([&] { holds(context, there, 1); }, "an_operator: a copy to the host makes");
+  refused([&] { allocate_device(DeviceType::kCuda, 64); }, "allocating device memory failed");
+  refused([&] { state.capture([] {}); }, "a capture within a capture");
+  refused([&] { throw DataError("of the work's own"); }, "of the work's own");
+  CHECK(holds(context, there, 1));
+  const auto graph = state.capture([&] { copy(context, there, other); });
+  graph->launch();
+  CHECK(holds(context, other, 1));
+}
+
+TEST_CASE("the offsets of one group stay in the GPU's memory") {
+  if (!has_gpu()) return;
+  Context context(gpu_options());
+  DeviceState& state = *context.device_state();
+  const int64_t* of_seven = state.one_group(7);
+  const int64_t* of_nine = state.one_group(9);
+  CHECK(of_seven != of_nine);
+  for (const auto& [at, rows] : {std::pair(of_seven, 7), std::pair(of_nine, 9)}) {
+    Tensor back(DType::kI64, {2});
+    state.download(back.view().data, at, back.bytes());
+    CHECK(back.as<int64_t>()[0] == 0);
+    CHECK(back.as<int64_t>()[1] == rows);
+  }
+  // Known numbers of rows are no upload.
+  CHECK_NOTHROW(state.capture([&] { CHECK(state.one_group(7) == of_seven); }));
+  CHECK_THROWS_AS(state.capture([&] { state.one_group(8); }), CaptureError);
+  for (int64_t rows = 100; rows < 5000; ++rows) state.one_group(rows);
+  CHECK(state.one_group(5000) == nullptr);  // the table is full
+  CHECK(state.one_group(9) == of_nine);
 }
 
 TEST_CASE("scratch of a GPU's context is device memory in aligned pieces") {
