@@ -25,8 +25,7 @@ void check_tokens(const char* op, std::span<const int32_t> tokens, int64_t vocab
 
 }  // namespace
 
-void embedding(Context& context, AnyView table_VD, std::span<const int32_t> tokens_T,
-               AnyView y_TD) {
+void embedding(Context& context, AnyView table_VD, const RowNumbers& tokens_T, AnyView y_TD) {
   const TraceScope span(context, "embedding");
   check::floating(context, "embedding", "table_VD", table_VD);
   if (table_VD.shape.rank() != 2) {
@@ -35,7 +34,7 @@ void embedding(Context& context, AnyView table_VD, std::span<const int32_t> toke
   check::type(context, "embedding", "y_TD", y_TD, {table_VD.dtype});
   check::elements("embedding", "y_TD", y_TD,
                   static_cast<int64_t>(tokens_T.size()) * table_VD.dim(1));
-  check_tokens("embedding", tokens_T, table_VD.dim(0));
+  check_tokens("embedding", tokens_T.host, table_VD.dim(0));
   kernels(context).forward(context, table_VD, tokens_T, y_TD);
 }
 

@@ -7,7 +7,7 @@
 
 namespace degu {
 
-void rotary(Context& context, AnyView x_THA, std::span<const int32_t> positions_T, double theta,
+void rotary(Context& context, AnyView x_THA, const RowNumbers& positions_T, double theta,
             bool inverse) {
   const TraceScope span(context, "rotary");
   if (x_THA.shape.rank() != 3 || x_THA.dim(0) != static_cast<int64_t>(positions_T.size())) {
@@ -23,8 +23,8 @@ void rotary(Context& context, AnyView x_THA, std::span<const int32_t> positions_
   check::on_device(context, "rotary", "x", x_THA);
   if (!(theta > 0)) throw ShapeError("rotary: theta is {}; it must be positive", theta);
   for (size_t t = 0; t < positions_T.size(); ++t) {
-    if (positions_T[t] < 0) {
-      throw ShapeError("rotary: position {} of row {} is negative", positions_T[t], t);
+    if (positions_T.host[t] < 0) {
+      throw ShapeError("rotary: position {} of row {} is negative", positions_T.host[t], t);
     }
   }
   if (x_THA.elements() == 0) return;

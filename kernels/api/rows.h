@@ -5,6 +5,7 @@
 // the same numbers, except where RowGroups and UnitSegments say otherwise. Null on the CPU.
 #pragma once
 
+#include <concepts>
 #include <cstdint>
 #include <span>
 
@@ -66,6 +67,23 @@ struct Sequences {
   int64_t length(int64_t s) const {
     return offsets[static_cast<size_t>(s) + 1] - offsets[static_cast<size_t>(s)];
   }
+};
+
+// A number for each row: its token, or its position. With `device` the numbers there count; the
+// host's are as many and may be any that the operator takes.
+struct RowNumbers {
+  template <class Range>
+  requires std::convertible_to<const Range&, std::span<const int32_t>> RowNumbers(
+      const Range& numbers)  // NOLINT: used wherever numbers of the host are
+      : host(numbers) {}
+  RowNumbers(std::span<const int32_t> numbers, const int32_t* there)
+      : host(numbers), device(there) {}
+
+  std::span<const int32_t> host;
+  const int32_t* device = nullptr;
+
+  size_t size() const { return host.size(); }
+  bool empty() const { return host.empty(); }
 };
 
 // Writes results over the output, or adds them to it (one fp32 addition per element).

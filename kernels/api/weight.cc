@@ -75,7 +75,7 @@ PackedWeight pack_weight(Context& context, const QuantizedWeight& weight, void* 
   return packed;
 }
 
-void unpack_rows(Context& context, const PackedWeight& table_VD, std::span<const int32_t> rows_T,
+void unpack_rows(Context& context, const PackedWeight& table_VD, const RowNumbers& rows_T,
                  AnyView y_TD) {
   const TraceScope span(context, "unpack_rows");
   constexpr const char* kOp = "unpack_rows";
@@ -87,8 +87,9 @@ void unpack_rows(Context& context, const PackedWeight& table_VD, std::span<const
   check::floating(context, kOp, "y_TD", y_TD);
   check::elements(kOp, "y_TD", y_TD, static_cast<int64_t>(rows_T.size()) * table_VD.inner);
   for (size_t t = 0; t < rows_T.size(); ++t) {
-    if (rows_T[t] < 0 || rows_T[t] >= table_VD.outputs) {
-      throw DataError("{}: row {} at place {} is outside the table of {} rows", kOp, rows_T[t], t,
+    const int32_t row = rows_T.host[t];
+    if (row < 0 || row >= table_VD.outputs) {
+      throw DataError("{}: row {} at place {} is outside the table of {} rows", kOp, row, t,
                       table_VD.outputs);
     }
   }

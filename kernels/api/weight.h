@@ -6,6 +6,7 @@
 #include <span>
 
 #include "kernels/api/quantize.h"
+#include "kernels/api/rows.h"
 #include "kernels/formats/list.h"
 #include "tensor/context.h"
 
@@ -53,7 +54,7 @@ PackedWeight pack_weight(Context& context, const QuantizedWeight& weight, void* 
 // y_TD[t] = row rows_T[t] of the matrix that a packing for kForward stands for: the numbers that
 // products multiply (codes times scales), rounded to the type of y, fp32 or bf16. Each row is in
 // [0, V): DataError otherwise. An embedding that is served needs no other copy of its table.
-void unpack_rows(Context& context, const PackedWeight& table_VD, std::span<const int32_t> rows_T,
+void unpack_rows(Context& context, const PackedWeight& table_VD, const RowNumbers& rows_T,
                  AnyView y_TD);
 
 }  // namespace degu

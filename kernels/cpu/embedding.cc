@@ -9,10 +9,10 @@
 namespace degu {
 namespace {
 
-void forward(Context& context, AnyView table, std::span<const int32_t> tokens, AnyView y) {
+void forward(Context& context, AnyView table, const RowNumbers& tokens, AnyView y) {
   const auto rows = static_cast<int64_t>(tokens.size());
   const int64_t row_bytes = table.dim(1) * static_cast<int64_t>(size_of(table.dtype));
-  copy_rows(context, table.data, tokens.data(), y.data, rows, row_bytes);
+  copy_rows(context, table.data, tokens.host.data(), y.data, rows, row_bytes);
 }
 
 // The rows of one slot in order of (token, row), by a counting sort.

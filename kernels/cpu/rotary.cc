@@ -103,8 +103,9 @@ void rotate_rows(Context& context, View<T> x_THA, std::span<const int32_t> posit
   });
 }
 
-void rotate(Context& context, AnyView x_THA, std::span<const int32_t> positions_T, double theta,
+void rotate(Context& context, AnyView x_THA, const RowNumbers& numbers, double theta,
             bool inverse) {
+  const std::span<const int32_t> positions_T = numbers.host;
   const int64_t rows = x_THA.dim(0);
   const int64_t width = x_THA.dim(2);
   const int64_t half = width / 2;

@@ -135,10 +135,9 @@ void unpack_typed(Context& context, const PackedWeight& table, std::span<const i
   });
 }
 
-void look_up(Context& context, const PackedWeight& table, std::span<const int32_t> rows_T,
-             AnyView y) {
-  y.dtype == DType::kBF16 ? unpack_typed(context, table, rows_T, static_cast<bf16*>(y.data))
-                          : unpack_typed(context, table, rows_T, static_cast<float*>(y.data));
+void look_up(Context& context, const PackedWeight& table, const RowNumbers& rows_T, AnyView y) {
+  y.dtype == DType::kBF16 ? unpack_typed(context, table, rows_T.host, static_cast<bf16*>(y.data))
+                          : unpack_typed(context, table, rows_T.host, static_cast<float*>(y.data));
 }
 
 }  // namespace

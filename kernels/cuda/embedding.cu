@@ -13,11 +13,11 @@ namespace {
 
 using namespace degu::cuda;
 
-void forward(Context& context, AnyView table, std::span<const int32_t> tokens, AnyView y) {
+void forward(Context& context, AnyView table, const RowNumbers& tokens, AnyView y) {
   ScratchScope scope(context.scratch());
   const int64_t row_bytes = table.dim(1) * static_cast<int64_t>(size_of(table.dtype));
-  copy_rows(context, "embedding", table.data, on_device(context, tokens), y.data,
-            static_cast<int64_t>(tokens.size()), row_bytes, table.dim(0));
+  copy_rows(context, "embedding", table.data, on_device(context, tokens.host, tokens.device),
+            y.data, static_cast<int64_t>(tokens.size()), row_bytes, table.dim(0));
 }
 
 // One row of the gradient: the leaves [first, last) of its tree, and the joins after them.

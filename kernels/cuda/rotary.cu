@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <vector>
 
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/pack.cuh"
@@ -13,19 +12,48 @@ namespace {
 
 using namespace degu::cuda;
 
+// Some of the frequencies. They travel with the launch: an upload would be one more copy, and no
+// graph could hold it.
+constexpr int kFrequencies = 128;
+struct Frequencies {
+  double value[kFrequencies];
+  int begin;
+  int count;
+};
+
+struct TableArgs {
+  const int32_t* position;
+  int64_t first;
+  bool by_position;
+  int64_t entries;
+  int half;
+  float* table;
+};
+
 // Row e of the table: the cosines of all frequencies, then the sines, at position first + e or,
 // when positions lie far apart, at that of row e. Double precision, rounded once.
-__global__ void table_kernel(const double* frequency, const int32_t* position, int64_t first,
-                             bool by_position, int64_t entries, int half, float* table) {
+__global__ void table_kernel(TableArgs args, Frequencies frequencies) {
   const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  const int64_t entry = index / half;
-  if (entry >= entries) return;
-  const int i = static_cast<int>(index % half);
-  const int64_t at = by_position ? first + entry : position[entry];
+  const int64_t entry = index / frequencies.count;
+  if (entry >= args.entries) return;
+  const int i = static_cast<int>(index % frequencies.count);
+  const int64_t at = args.by_position ? args.first + entry : args.position[entry];
   double sine, cosine;
-  sincos(static_cast<double>(at) * frequency[i], &sine, &cosine);
-  table[entry * 2 * half + i] = static_cast<float>(cosine);
-  table[entry * 2 * half + half + i] = static_cast<float>(sine);
+  sincos(static_cast<double>(at) * frequencies.value[i], &sine, &cosine);
+  float* out = args.table + entry * 2 * args.half + frequencies.begin + i;
+  out[0] = static_cast<float>(cosine);
+  out[args.half] = static_cast<float>(sine);
+}
+
+void fill_table(Context& context, const TableArgs& args, double theta, int64_t width) {
+  for (int begin = 0; begin < args.half; begin += kFrequencies) {
+    Frequencies some{.begin = begin, .count = std::min(kFrequencies, args.half - begin)};
+    for (int i = 0; i < some.count; ++i) {
+      some.value[i] = std::pow(theta, -2.0 * (begin + i) / static_cast<double>(width));
+    }
+    const unsigned blocks = blocks_for(args.entries * some.count, kThreads);
+    launch_kernel(context, "rotary", {blocks, kThreads}, &table_kernel, args, some);
+  }
 }
 
 template <class T>
@@ -85,27 +113,28 @@ void rotate_rows(Context& context, AnyView x, const Args<T>& args) {
   }
 }
 
-void rotate(Context& context, AnyView x, std::span<const int32_t> positions, double theta,
-            bool inverse) {
+void rotate(Context& context, AnyView x, const RowNumbers& positions, double theta, bool inverse) {
   const int64_t rows = x.dim(0);
   const int64_t width = x.dim(2);
   const auto half = static_cast<int>(width / 2);
-  const auto [low, high] = std::minmax_element(positions.begin(), positions.end());
+  const auto [low, high] = std::minmax_element(positions.host.begin(), positions.host.end());
   // Sequences share positions when training; when serving, positions lie far apart and each row has
-  // its own entry. An entry's bits depend on its position alone.
+  // its own entry, as it has where only the device knows them. An entry's bits depend on its
+  // position alone.
   const int64_t range = int64_t{*high} - *low + 1;
-  const bool by_position = range <= rows;
+  const bool by_position = positions.device == nullptr && range <= rows;
   const int64_t entries = by_position ? range : rows;
-  std::vector<double> frequency(static_cast<size_t>(half));
-  for (size_t i = 0; i < frequency.size(); ++i) {
-    frequency[i] = std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(width));
-  }
   ScratchScope scope(context.scratch());
-  const double* frequencies = on_device(context, std::span<const double>(frequency));
-  const int32_t* position = on_device(context, positions);
+  const int32_t* position = on_device(context, positions.host, positions.device);
   auto* table = scratch_of<float>(context, entries * width);
-  launch_kernel(context, "rotary", {blocks_for(entries * half, kThreads), kThreads}, &table_kernel,
-                frequencies, position, *low, by_position, entries, half, table);
+  fill_table(context,
+             {.position = position,
+              .first = *low,
+              .by_position = by_position,
+              .entries = entries,
+              .half = half,
+              .table = table},
+             theta, width);
   const float sign = inverse ? -1.0f : 1.0f;
   const auto heads = static_cast<int>(x.dim(1));
   if (x.dtype == DType::kBF16) {

@@ -287,11 +287,10 @@ void unpack_typed(Context& context, const PackedWeight& table, const int32_t* ro
   });
 }
 
-void look_up(Context& context, const PackedWeight& table, std::span<const int32_t> rows_T,
-             AnyView y) {
+void look_up(Context& context, const PackedWeight& table, const RowNumbers& rows_T, AnyView y) {
   if (y.elements() == 0) return;
   const ScratchScope scope(context.scratch());
-  const int32_t* rows = on_device(context, rows_T);
+  const int32_t* rows = on_device(context, rows_T.host, rows_T.device);
   const auto count = static_cast<int64_t>(rows_T.size());
   y.dtype == DType::kBF16 ? unpack_typed(context, table, rows, count, static_cast<bf16*>(y.data))
                           : unpack_typed(context, table, rows, count, static_cast<float*>(y.data));

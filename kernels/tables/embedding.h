@@ -9,7 +9,7 @@
 namespace degu {
 
 struct EmbeddingKernels {
-  void (*forward)(Context&, AnyView table_VD, std::span<const int32_t> tokens_T, AnyView y_TD);
+  void (*forward)(Context&, AnyView table_VD, const RowNumbers& tokens_T, AnyView y_TD);
   void (*backward)(Context&, AnyView dy_TD, std::span<const int32_t> tokens_T, const UnitSegments&,
                    AnyView dtable_SVD, int64_t width, Write);
 };

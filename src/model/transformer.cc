@@ -177,7 +177,7 @@ void Transformer::take_blocks(Arena& arena, DType type, int64_t tokens, Activati
 void Transformer::forward(Context& context, const Batch& batch, const TokenGroups& groups,
                           const BalanceWeights& weights, Activations& saved) const {
   auto rows = [&](AnyView view) { return view.rows(0, batch.tokens()); };
-  embed(context, parameters_.get("embedding"), batch.tokens_T, rows(saved.x_LTD[0]));
+  embed(context, parameters_.get("embedding"), batch.token_rows(), rows(saved.x_LTD[0]));
   for (size_t l = 0; l < blocks_.size(); ++l) {
     forward_block(context, l, batch, groups, weights, saved);
   }

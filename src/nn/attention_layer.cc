@@ -97,8 +97,8 @@ void AttentionLayer::forward(Context& context, AnyView x_TD, const Batch& batch,
     rmsnorm(context, flat_rows(k), p_.k_norm->value, shape_.norm_eps, flat_rows(saved.k_TGA),
             saved.k_inv);
   }
-  rotary(context, saved.q_THA, batch.positions_T, shape_.rope_theta);
-  rotary(context, saved.k_TGA, batch.positions_T, shape_.rope_theta);
+  rotary(context, saved.q_THA, batch.position_rows(), shape_.rope_theta);
+  rotary(context, saved.k_TGA, batch.position_rows(), shape_.rope_theta);
   kv_store(context, saved.k_TGA, saved.v_TGA, batch.sequences, kv);
   attention(context, saved.q_THA, kv, batch.sequences, scale_, saved.out_THA, saved.lse_TH);
   linear(context, flat_heads(saved.out_THA), *p_.wo, y_TD, {.add_RF = x_TD});

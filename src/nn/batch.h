@@ -16,8 +16,14 @@ struct Batch {
   std::span<const int32_t> tokens_T;
   std::span<const int32_t> positions_T;
   Sequences sequences;
+  // Copies of tokens and positions in an accelerator's memory, or null. There they count
+  // (RowNumbers in kernels/api/rows.h), but for routers that ask for tokens: these read the host's.
+  const int32_t* device_tokens_T = nullptr;
+  const int32_t* device_positions_T = nullptr;
   std::span<const KvView> kv_L;  // one view per layer, pages for every key of every sequence
 
+  RowNumbers token_rows() const { return {tokens_T, device_tokens_T}; }
+  RowNumbers position_rows() const { return {positions_T, device_positions_T}; }
   int64_t tokens() const { return static_cast<int64_t>(tokens_T.size()); }
 };
 

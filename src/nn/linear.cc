@@ -78,8 +78,7 @@ void expert_linear_backward(Context& context, AnyView dy_RF, AnyView x_RD, const
   grouped_gemm(context, dy_RF, weights.backward, rows, dx_RD, epilogue);
 }
 
-void embed(Context& context, const Parameter& parameter, std::span<const int32_t> tokens_T,
-           AnyView y_TD) {
+void embed(Context& context, const Parameter& parameter, const RowNumbers& tokens_T, AnyView y_TD) {
   if (parameter.table) {
     embedding(context, parameter.table, tokens_T, y_TD);
   } else {

@@ -49,7 +49,6 @@ void expert_linear_backward(Context& context, AnyView dy_RF, AnyView x_RD, const
                             const Epilogue& epilogue = {});
 
 // y_TD[t] = row tokens_T[t] of the embedding, dequantized where it is quantized.
-void embed(Context& context, const Parameter& embedding, std::span<const int32_t> tokens_T,
-           AnyView y_TD);
+void embed(Context& context, const Parameter& embedding, const RowNumbers& tokens_T, AnyView y_TD);
 
 }  // namespace degu

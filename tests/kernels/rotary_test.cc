@@ -57,7 +57,7 @@ TEST_CASE("rotary agrees with the definition in double precision", "[rotary]") {
   };
   for_each_backend([&](Context& context) {
     for (DType type : kTypes) {
-      for (int64_t width : {2, 6, 16, 34, 64, 128}) {
+      for (int64_t width : {2, 6, 16, 34, 64, 128, 300}) {
         for (const auto& positions : cases) {
           for (bool inverse : {false, true}) {
             INFO(dtype_name(type) << ", A " << width << ", rows " << positions.size());
