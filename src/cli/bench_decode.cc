@@ -43,6 +43,7 @@ struct Options {
   std::string kv = "auto";
   std::string trace;
   bool probe = true;
+  bool graphs = true;
   int threads = 0;
   DeviceType device = DeviceType::kCpu;
   bool json = false;
@@ -129,7 +130,7 @@ class Bench {
     const int64_t pages = std::max(kv_pages_for(options.prompt), most * pages_per_stream());
     kv_ = options.kv == "int8" ? DType::kI8 : parameters_->activation();
     runner_ = std::make_unique<ModelRunner>(context_, *parameters_, *model_, limits, kv_,
-                                            static_cast<int32_t>(pages));
+                                            static_cast<int32_t>(pages), options.graphs);
   }
 
   Json run() {
@@ -161,11 +162,17 @@ class Bench {
       rounds["streams"] = streams;
       for (int i = 0; i < options_.rounds; ++i) rounds["rounds"].push_back(timed_decode(streams));
     }
+    if (context_.device() == DeviceType::kCuda) out["graphs"] = graphs_json();
     if (!options_.trace.empty()) write_file_atomic(options_.trace, trace.json(0));
     return out;
   }
 
  private:
+  Json graphs_json() const {
+    const GraphStats stats = runner_->graph_stats();
+    return {{"captured", stats.captured}, {"launched", stats.launched}, {"off", stats.off}};
+  }
+
   // What was in memory at most: of the process, or of the GPU without the scratch set aside there.
   size_t peak_bytes() {
     if (context_.device() == DeviceType::kCpu) return peak_resident_bytes();
@@ -288,6 +295,12 @@ void print(const Json& out) {
       fmt::print("\n");
     }
   }
+  if (!out.contains("graphs")) return;
+  const Json& graphs = out["graphs"];
+  const GraphStats stats{.captured = graphs["captured"].get<int64_t>(),
+                         .launched = graphs["launched"].get<int64_t>(),
+                         .off = graphs["off"].get<std::string>()};
+  fmt::print("graphs    {}\n", stats.text());
 }
 
 ExitCode bench_decode(const Options& options) {
@@ -315,8 +328,10 @@ Action attach_bench_decode(CommandLine& line) {
   line.option("--rounds", options->rounds, "measurements of each").positive();
   line.option("--kv", options->kv, "type of cached keys and values: auto or int8")
       .among({"auto", "int8"});
-  line.option("--trace", options->trace, "write a span per operator of the decodes here");
+  line.option("--trace", options->trace,
+              "write a span per operator of the decodes here, which run without graphs");
   line.flag("--probe,!--no-probe", options->probe, "read bandwidth before and after decodes");
+  line.flag("--graphs,!--no-graphs", options->graphs, "capture decode passes as CUDA graphs");
   line.option("--threads", options->threads, "threads; 0: the cores this process may run on");
   add_device_option(line, options->device);
   line.flag("--json", options->json, "one JSON object on standard output");

@@ -137,6 +137,9 @@ ExitCode serve(const ServeArguments& a) {
   engine.stop();
   server.finish(a.server.limits.write_seconds);
   server.stop();
+  if (job.context().device() == DeviceType::kCuda) {
+    log_info("decode graphs: {}", setup.graphs().text());
+  }
   if (!failure.empty()) throw CommError("serving ended: {}", failure);
   if (cut > 0) {
     log_warn("ended: {} requests were cut short; --drain-seconds gives them more time", cut);

@@ -68,6 +68,8 @@ void add_serving_options(CommandLine& line, ServingArguments& a) {
   line.option("--max-running", a.max_running, "most sequences of a rank in one batch").positive();
   line.flag("--prefix-cache,!--no-prefix-cache", a.prefix_cache,
             "keep pages for prompts that begin alike");
+  line.flag("--graphs,!--no-graphs", a.graphs,
+            "capture decode passes as CUDA graphs, on a GPU that has all experts");
   line.flag("--bos,!--no-bos", a.bos, "begin prompts with the tokenizer's BOS");
   line.option("--speculate", a.speculate, "draft tokens: off, ngram or draft (with --draft)")
       .among({"off", "ngram", "draft"});
@@ -139,7 +141,7 @@ ServingSetup::ServingSetup(Job& job, const std::string& checkpoint,
   if (arguments_.speculate == "draft" && leads()) load_draft();
   plan_memory();
   runner_ = std::make_unique<ModelRunner>(job.context(), *model_.parameters, *model_.model, limits_,
-                                          kv_type_, memory_.pages);
+                                          kv_type_, memory_.pages, arguments_.graphs);
   if (!leads()) return;
   if (ranks > 1) {
     lanes_ = std::make_unique<GroupLanes>(model_.mesh->ep(), job.context(), *runner_);
@@ -219,7 +221,7 @@ void ServingSetup::load_draft() {
   const auto pages = static_cast<int32_t>((arguments_.max_running) * (kv_pages_for(context_) + 1));
   const PassLimits limits{.rows = limits_.rows, .logit_rows = arguments_.max_running};
   d.runner = std::make_unique<ModelRunner>(job_.context(), *d.parameters, *d.transformer, limits,
-                                           d.parameters->activation(), pages);
+                                           d.parameters->activation(), pages, arguments_.graphs);
   d.lane = std::make_unique<LocalLane>(job_.context(), *d.runner);
   memory_.draft = d.parameters->bytes() +
                   ModelRunner::workspace_bytes(*d.parameters, *d.transformer, limits) +

@@ -22,6 +22,7 @@ struct ServingArguments {
   int64_t pass_tokens = 256;
   int max_running = 64;
   bool prefix_cache = true;
+  bool graphs = true;  // of decode passes, on a GPU
   bool bos = true;
   std::string draft;              // a checkpoint
   std::string speculate = "off";  // off, ngram, draft
@@ -69,6 +70,8 @@ class ServingSetup {
   Lanes& lanes() { return *lanes_; }
   EngineOptions engine_options() const;
   std::unique_ptr<Drafter> make_drafter();  // null without speculation
+  // Of this rank's decode passes so far.
+  GraphStats graphs() const { return runner_->graph_stats(); }
 
  private:
   struct Draft;

@@ -53,9 +53,11 @@ void KvMemory::zero(Context& context, std::span<const int32_t> pages) {
   }
 }
 
-std::span<const KvView> KvMemory::views(std::span<const int32_t> table, int64_t max_pages) {
+std::span<const KvView> KvMemory::views(std::span<const int32_t> table, int64_t max_pages,
+                                        const int32_t* device_table) {
   for (KvView& view : views_) {
     view.table = table;
+    view.device_table = device_table;
     view.max_pages = max_pages;
   }
   return views_;

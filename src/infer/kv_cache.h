@@ -51,8 +51,10 @@ class KvMemory {
   size_t bytes() const { return memory_.bytes(); }
   void zero(Context& context, std::span<const int32_t> pages);
   // One view per layer over the sequences whose pages `table` [sequences, max_pages] lists. Valid
-  // until the next call; `table` must live as long.
-  std::span<const KvView> views(std::span<const int32_t> table, int64_t max_pages);
+  // until the next call; `table` must live as long, and so must `device_table`, its copy on an
+  // accelerator, if there is one.
+  std::span<const KvView> views(std::span<const int32_t> table, int64_t max_pages,
+                                const int32_t* device_table = nullptr);
 
  private:
   int32_t pages_;

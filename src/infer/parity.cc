@@ -238,6 +238,15 @@ class Serving {
     }
   }
 
+  // A token of each sequence that is not done.
+  void decode_pass() {
+    std::vector<Step> steps;
+    for (size_t i = 0; i < done_.size(); ++i) {
+      if (left(i) > 0) steps.push_back({.sequence = i, .rows = 1});
+    }
+    pass(steps);
+  }
+
   // Passes over random sequences with random chunks; some end in wrong drafts when `speculate`.
   void random_pass(bool speculate) {
     std::vector<Step> steps;
@@ -282,8 +291,9 @@ class Serving {
   std::vector<int32_t> free_;
 };
 
-constexpr const char* kPathNames[] = {"training alone", "prefill",      "chunked prefill", "decode",
-                                      "batched",        "prefix reuse", "speculation"};
+constexpr const char* kPathNames[] = {"training alone", "prefill",        "chunked prefill",
+                                      "decode",         "batched",        "prefix reuse",
+                                      "speculation",    "decode together"};
 
 ModelRunner make_runner(Context& context, ParameterSet& parameters, const Transformer& model,
                         const ParityOptions& options) {
@@ -339,6 +349,10 @@ void check_round(Context& context, ParameterSet& parameters, const Transformer& 
   });
   with(6, [&](Comparer&, Serving& s) {
     while (s.remaining() > 0) s.random_pass(/*speculate=*/true);
+  });
+  with(7, [&](Comparer&, Serving& s) {
+    for (size_t i = 0; i < n; ++i) s.pass({{.sequence = i, .rows = s.draw_chunk(i)}});
+    while (s.remaining() > 0) s.decode_pass();
   });
 }
 

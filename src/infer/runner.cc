@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/log.h"
 #include "kernels/api/permute.h"
 #include "moe/router.h"
 #include "nn/head.h"
@@ -13,6 +14,7 @@ namespace {
 struct Workspace {
   Activations activations;
   AnyView wanted_R, h_RD, logit_RV;
+  AnyView graph_inputs;
 };
 
 Workspace lay_out(Arena& arena, const ParameterSet& parameters, const Transformer& model,
@@ -23,6 +25,9 @@ Workspace lay_out(Arena& arena, const ParameterSet& parameters, const Transforme
   w.wanted_R = arena.take(DType::kI32, {limits.logit_rows});
   w.h_RD = arena.take(parameters.activation(), {limits.logit_rows, shape.width});
   w.logit_RV = arena.take(DType::kF32, {limits.logit_rows, shape.vocab});
+  if (parameters.device() != DeviceType::kCpu) {
+    w.graph_inputs = arena.take(DType::kU8, {DecodeGraphs::kInputBytes});
+  }
   return w;
 }
 
@@ -132,7 +137,7 @@ size_t ModelRunner::workspace_bytes(const ParameterSet& parameters, const Transf
 }
 
 ModelRunner::ModelRunner(Context& context, ParameterSet& parameters, const Transformer& model,
-                         const PassLimits& limits, DType kv_type, int32_t pages)
+                         const PassLimits& limits, DType kv_type, int32_t pages, bool graphs)
     : context_(context),
       parameters_(parameters),
       model_(model),
@@ -144,6 +149,26 @@ ModelRunner::ModelRunner(Context& context, ParameterSet& parameters, const Trans
   wanted_R_ = w.wanted_R;
   h_RD_ = w.h_RD;
   logit_RV_ = w.logit_RV;
+  start_graphs(graphs, w.graph_inputs);
+}
+
+void ModelRunner::start_graphs(bool wanted, AnyView inputs) {
+  const ModelShape& s = shape();
+  if (!wanted) {
+    no_graphs_ = "not wanted";
+  } else if (context_.device() != DeviceType::kCuda) {
+    no_graphs_ = "no GPU";
+  } else if (parameters_.experts().count < s.moe.experts) {
+    no_graphs_ = "experts are spread over ranks, and each layer waits for the counts of the rows";
+    log_info("decode passes run without graphs: {}", no_graphs_);
+  } else {
+    graphs_ = std::make_unique<DecodeGraphs>(context_, kv_, inputs,
+                                             std::min(limits_.rows, limits_.logit_rows), s.vocab);
+  }
+}
+
+GraphStats ModelRunner::graph_stats() const {
+  return graphs_ ? graphs_->stats() : GraphStats{.off = no_graphs_};
 }
 
 void ModelRunner::load(const PassPlan& plan) {
@@ -181,35 +206,54 @@ void ModelRunner::load(const PassPlan& plan) {
     std::copy_n(s.pages.begin(), count,
                 table_.begin() + static_cast<std::ptrdiff_t>(i) * max_pages_);
   }
-  all_rows_ = {0, offsets_.back()};
 }
 
-PassOutput ModelRunner::run(const PassPlan& plan) {
-  load(plan);
-  const Batch batch{.tokens_T = tokens_,
-                    .positions_T = positions_,
-                    .sequences = {.offsets = offsets_, .first_position = first_position_},
-                    .kv_L = kv_.views(table_, max_pages_)};
+void ModelRunner::forward(const Batch& batch) {
+  all_rows_ = {0, batch.tokens()};
   const TokenGroups groups{.units = {.offsets = all_rows_, .groups = 1, .slots = 1, .units = 1},
                            .balance_offsets = all_rows_,
                            .capacity_offsets = all_rows_};
   model_.forward(context_, batch, groups, {}, activations_);
+}
 
-  PassOutput out;
+// Every row wants logits.
+void ModelRunner::run_decode(const PassPlan& plan) {
+  for (const SequenceRows& s : plan.sequences) kv_.zero(context_, s.fresh);
+  graphs_->run(plan, [this](const Batch& batch) {
+    forward(batch);
+    head_logits(context_, activations_.h_TD.rows(0, batch.tokens()), parameters_.head(),
+                model_.logit_multiplier(), logit_RV_.rows(0, batch.tokens()));
+  });
+}
+
+void ModelRunner::run_rows(const PassPlan& plan) {
+  load(plan);
+  forward({.tokens_T = tokens_,
+           .positions_T = positions_,
+           .sequences = {.offsets = offsets_, .first_position = first_position_},
+           .kv_L = kv_.views(table_, max_pages_)});
   const int64_t wanted = plan.logit_rows();
-  const AnyView logits = logit_RV_.rows(0, wanted);
-  if (wanted > 0) {
-    const AnyView h = h_RD_.rows(0, wanted);
-    gather_rows(context_, activations_.h_TD.rows(0, batch.tokens()), wanted_R_.rows(0, wanted), h);
-    head_logits(context_, h, parameters_.head(), model_.logit_multiplier(), logits);
+  if (wanted == 0) return;
+  const AnyView h = h_RD_.rows(0, wanted);
+  gather_rows(context_, activations_.h_TD.rows(0, plan.rows()), wanted_R_.rows(0, wanted), h);
+  head_logits(context_, h, parameters_.head(), model_.logit_multiplier(),
+              logit_RV_.rows(0, wanted));
+}
+
+PassOutput ModelRunner::run(const PassPlan& plan) {
+  if (graphs_ && graphs_->takes(plan)) {
+    run_decode(plan);
+  } else {
+    run_rows(plan);
   }
+  PassOutput out;
   on_host_.clear();
-  out.logit_RV = on_host_.emplace_back(context_, logits).as<float>();
+  out.logit_RV = on_host_.emplace_back(context_, logit_RV_.rows(0, plan.logit_rows())).as<float>();
   if (!activations_.expert_LTK) return out;
   const AnyView experts = on_host_.emplace_back(context_, activations_.expert_LTK);
   for (int64_t layer = 0; layer < experts.dim(0); ++layer) {
     const AnyView expert_TK = experts.rows(layer, 1).reshaped({experts.dim(1), experts.dim(2)});
-    out.expert_LTK.push_back(expert_TK.rows(0, batch.tokens()));
+    out.expert_LTK.push_back(expert_TK.rows(0, plan.rows()));
   }
   for (const BlockActivations& block : activations_.blocks) {
     out.exchange_seconds += block.moe.dispatch.exchange_seconds;

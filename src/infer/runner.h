@@ -7,11 +7,13 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "infer/decode_graphs.h"
 #include "infer/kv_cache.h"
 #include "model/transformer.h"
 #include "tensor/device.h"
@@ -60,10 +62,11 @@ void require_servable(const ModelShape& shape);
 
 class ModelRunner {
  public:
-  // `kv_type`: the activation type, or int8 (kernels/api/attention.h). `expert_group` as the
-  // Transformer's. References outlive the runner. ConfigError as require_servable.
+  // `kv_type`: the activation type, or int8 (kernels/api/attention.h). `graphs`: on a GPU that has
+  // all experts, decode passes become graphs (infer/decode_graphs.h); results are the same.
+  // References outlive the runner. ConfigError as require_servable.
   ModelRunner(Context& context, ParameterSet& parameters, const Transformer& model,
-              const PassLimits& limits, DType kv_type, int32_t pages);
+              const PassLimits& limits, DType kv_type, int32_t pages, bool graphs = true);
 
   const ModelShape& shape() const { return model_.shape(); }
   const PassLimits& limits() const { return limits_; }
@@ -75,9 +78,14 @@ class ModelRunner {
   // Collective over the expert group; a rank without work brings an empty plan. ShapeError when the
   // plan is over the limits.
   PassOutput run(const PassPlan& plan);
+  GraphStats graph_stats() const;
 
  private:
+  void start_graphs(bool wanted, AnyView inputs);
   void load(const PassPlan& plan);
+  void forward(const Batch& batch);
+  void run_decode(const PassPlan& plan);
+  void run_rows(const PassPlan& plan);
 
   Context& context_;
   ParameterSet& parameters_;
@@ -91,6 +99,8 @@ class ModelRunner {
   std::vector<int32_t> tokens_, positions_, table_;
   std::vector<int64_t> offsets_, first_position_, all_rows_;
   int64_t max_pages_ = 0;
+  std::unique_ptr<DecodeGraphs> graphs_;
+  std::string no_graphs_;  // why there are none
 };
 
 }  // namespace degu

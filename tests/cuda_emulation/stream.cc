@@ -263,11 +263,13 @@ cudaError_t cudaFree(void* at) {
 }
 
 cudaError_t cudaHostAlloc(void** at, size_t bytes, unsigned) {
+  if (refused()) return unsupported();
   *at = std::aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
   return *at == nullptr ? report(cudaErrorMemoryAllocation) : cudaSuccess;
 }
 
 cudaError_t cudaFreeHost(void* at) {
+  if (refused()) return unsupported();
   cudaDeviceSynchronize();
   std::free(at);
   return cudaSuccess;

@@ -5,6 +5,7 @@
 #include "base/random.h"
 #include "kernels/api/elementwise.h"
 #include "tensor/device.h"
+#include "tensor/trace.h"
 
 namespace degu {
 
@@ -30,6 +31,7 @@ HashRouter::HashRouter(const ModelShape& shape)
 
 void HashRouter::route(Context& context, AnyView, std::span<const int32_t> tokens_T,
                        const RouterActivations& saved) const {
+  const TraceScope span(context, "hash_router");
   const OnHost experts = OnHost::unfilled(context, saved.expert_TK);
   const OnHost gates = OnHost::unfilled(context, saved.gate_TK);
   const OnHost scores = OnHost::unfilled(context, saved.score_TE);
