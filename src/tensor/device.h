@@ -57,7 +57,7 @@ class DeviceState {
   virtual void begin_range(const char* name) = 0;
   virtual void end_range() = 0;
 
-  // What `work` asks of the device, captured and not done; any other work of the context waits
+  // What `work` asks of the device, captured and not done; nobody else may use the context
   // meanwhile. CaptureError when it waits for the device or uploads numbers of the host's (the
   // graph would repeat those of today). When `work` throws, nothing is left of the capture.
   virtual std::unique_ptr<DeviceGraph> capture(const std::function<void()>& work);
