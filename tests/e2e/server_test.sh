@@ -18,6 +18,7 @@ trap '[[ -z "$server" ]] || kill -KILL "$server" 2>/dev/null || true' EXIT
 
 # start COMMAND…: runs it as the server; sets `server` (its process) and `url`
 start() {
+  : >"$work/url.txt"  # the address of an earlier server is none of this one
   "$@" --port 0 >"$work/url.txt" 2>"$work/server.log" &
   server=$!
   for _ in $(seq 300); do
