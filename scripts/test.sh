@@ -69,7 +69,7 @@ if stage "release build" configure_and_build release; then
     stage "source checks" run_ctest $release -L static
     stage "install" run_ctest $release -L install
     stage "end to end" run_ctest $release -L e2e
-    stage "clang-tidy" scripts/run_tidy.py --build $release --jobs "$jobs" --budget-minutes "${DEGU_TIDY_MINUTES:-15}"
+    stage "clang-tidy" scripts/run_tidy.py --build $release --jobs "$jobs" --budget-minutes "${DEGU_TIDY_MINUTES:-10}"
   fi
 fi
 
