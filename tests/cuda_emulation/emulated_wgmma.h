@@ -2,6 +2,7 @@
 // Products read their registers and shared memory when the warpgroup waits for them, not earlier.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <cstring>
 #include <functional>

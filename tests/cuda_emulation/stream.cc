@@ -90,6 +90,7 @@ Memory& memory() {
 // What the calling thread's last failed call left, and whether a kernel trapped: the device is lost
 // then, as a real one is.
 thread_local cudaError_t last_error = cudaSuccess;
+thread_local int present_device = 0;
 std::atomic<bool> lost = false;
 
 cudaError_t report(cudaError_t error) {
@@ -222,7 +223,14 @@ cudaError_t cudaGetDeviceCount(int* count) {
 cudaError_t cudaSetDevice(int device) {
   int count = 0;
   cudaGetDeviceCount(&count);
-  return device < count ? cudaSuccess : report(cudaErrorInvalidDevice);
+  if (device >= count) return report(cudaErrorInvalidDevice);
+  present_device = device;
+  return cudaSuccess;
+}
+
+cudaError_t cudaGetDevice(int* device) {
+  *device = present_device;
+  return cudaSuccess;
 }
 
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
