@@ -48,9 +48,9 @@ elseif(NOT DEGU_CUDA STREQUAL "OFF")
   endif()
 endif()
 # Products of warpgroups exist on Hopper alone; a build for other GPUs too takes those of warps everywhere.
-if(CMAKE_CUDA_ARCHITECTURES STREQUAL "90a" OR DEGU_CUDA STREQUAL "EMULATED")
-  option(DEGU_CUDA_WARPGROUPS "Use the tensor-core products of warpgroups" ON)
-endif()
+include(CMakeDependentOption)
+cmake_dependent_option(DEGU_CUDA_WARPGROUPS "Use the tensor-core products of warpgroups" ON
+                       "CMAKE_CUDA_ARCHITECTURES STREQUAL 90a OR DEGU_CUDA STREQUAL EMULATED" OFF)
 # Collectives between GPUs; without it ranks exchange by way of the host.
 option(DEGU_NCCL "Use NCCL where it is found" ON)
 if(DEGU_CUDA_ENABLED AND DEGU_NCCL AND NOT DEGU_CUDA STREQUAL "EMULATED")

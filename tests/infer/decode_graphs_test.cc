@@ -9,6 +9,7 @@
 
 #include "infer/runner.h"
 #include "tensor/trace.h"
+#include "tests/infer/filled_parameters.h"
 #include "tests/infer/small_models.h"
 #include "tests/support/device_testing.h"
 
@@ -23,31 +24,6 @@ ContextOptions gpu_options() {
 }
 
 // ---- two runners, one with graphs ----
-
-// Random weights, in `scheme` where a tensor may be quantized.
-void fill(Context& context, ParameterSet& parameters, Scheme scheme) {
-  ParameterSet values(context, parameters.shape(), parameters.activation(), parameters.experts(),
-                      false);
-  values.initialise(context, 3);
-  for (const auto& source : values.all()) {
-    Parameter& p = parameters.get(source->spec.name);
-    if (p.value) {
-      copy(context, source->value, p.value);
-    } else if (!scheme_info(scheme).quantized()) {
-      parameters.load(context, p, 0, source->value);
-    } else {
-      const Shape& shape = p.spec.shape;
-      const DeviceType device = context.device();
-      const Tensor codes(scheme_info(scheme).weight, code_shape(scheme, shape), device);
-      const Tensor scales(DType::kBF16, scale_shape(shape), device);
-      const QuantizedWeight weight{
-          .scheme = scheme, .shape = shape, .codes = codes, .scales = scales};
-      quantize_weight(context, source->value, weight);
-      parameters.load(context, p, 0, weight);
-    }
-  }
-  parameters.pack(context);
-}
 
 struct Setting {
   ModelShape shape;
@@ -116,7 +92,7 @@ class Twice {
   };
 
   const Transformer& filled(Scheme scheme) {
-    fill(context_, parameters_, scheme);
+    testing::fill_parameters(context_, parameters_, scheme);
     made_.emplace(parameters_);
     return *made_;
   }

@@ -3,9 +3,7 @@
 
 #include <catch2/catch.hpp>
 
-#include <cstring>
-
-#include "compress/method.h"
+#include "tests/infer/filled_parameters.h"
 #include "tests/infer/small_models.h"
 
 namespace degu {
@@ -13,31 +11,6 @@ namespace {
 
 using testing::ModelCase;
 using testing::serving_models;
-
-// Random values in the given scheme.
-void fill(Context& context, ParameterSet& parameters, Scheme scheme) {
-  ParameterSet values(context, parameters.shape(), parameters.activation(), parameters.experts(),
-                      false);
-  values.initialise(context, 3);
-  for (const auto& source : values.all()) {
-    Parameter& p = parameters.get(source->spec.name);
-    if (p.value) {
-      std::memcpy(p.value.data, source->value.data, source->value.bytes());
-    } else if (!scheme_info(scheme).quantized()) {
-      parameters.load(context, p, 0, source->value);
-    } else {
-      const Shape& shape = p.spec.shape;
-      const Tensor codes(scheme_info(scheme).weight, code_shape(scheme, shape));
-      const Tensor scales(DType::kBF16, scale_shape(shape));
-      const QuantizedWeight weight{
-          .scheme = scheme, .shape = shape, .codes = codes, .scales = scales};
-      const MatrixTask task{.name = p.spec.name, .value_FD = source->value, .out = weight};
-      choose_rtn(context, {}, {}, {&task, 1});
-      parameters.load(context, p, 0, weight);
-    }
-  }
-  parameters.pack(context);
-}
 
 TEST_CASE("no pass takes more scratch than predicted, and not much is predicted for nothing") {
   for (const ModelCase& c : serving_models()) {
@@ -48,7 +21,7 @@ TEST_CASE("no pass takes more scratch than predicted, and not much is predicted 
         const DType type = scheme == Scheme::kFp32 ? DType::kF32 : DType::kBF16;
         ParameterSet parameters(context, c.shape, type, {0, c.shape.moe.experts},
                                 [&](const ParameterSpec&) { return scheme; });
-        fill(context, parameters, scheme);
+        testing::fill_parameters(context, parameters, scheme);
         const Transformer model(parameters);
         const PassLimits limits{.rows = 512, .logit_rows = 512};
         const size_t bound = scratch_bytes(threads, parameters, limits, 1);

@@ -9,14 +9,13 @@
 namespace degu {
 namespace {
 
+using testing::kFewSteps;
 using testing::RankLayout;
 using testing::tiny_run;
 using testing::train;
 using testing::Trained;
 
 constexpr DeviceType kGpu = DeviceType::kCuda;
-// Enough for a bit that differs to show.
-constexpr int64_t kFewSteps = 4;
 
 // A run's losses differ by rounding alone at first, and drift apart as steps follow steps.
 void check_near(const std::vector<double>& gpu, const std::vector<double>& cpu, double rounding) {

@@ -8,6 +8,7 @@
 namespace degu {
 namespace {
 
+using testing::kFewSteps;
 using testing::RankLayout;
 using testing::tiny_run;
 using testing::train;
@@ -40,9 +41,6 @@ void check_same(const Trained& other, const Trained& reference) {
     CHECK(other.values.at(name) == values);
   }
 }
-
-// A bit that differs in one step differs in those after it; sanitized builds are slow.
-constexpr int64_t kFewSteps = 4;
 
 struct Variant {
   const char* name;

@@ -52,6 +52,9 @@ inline const std::string& tiny_shards() {
   return folder;
 }
 
+// A bit that differs in one step differs in those after it; sanitized and emulated runs are slow.
+inline constexpr int64_t kFewSteps = 4;
+
 inline RunConfig tiny_run(Precision precision = Precision::kBf16) {
   RunConfig c;
   c.model.vocab = 0;
