@@ -38,11 +38,17 @@ void check_blocks(const Context& context, const AnyView& grad, int64_t sums) {
   }
 }
 
+void check_one(const Context& context, const char* op, const char* name, AnyView view, DType type) {
+  check::type(context, op, name, view, {type});
+  check::elements(op, name, view, 1);
+}
+
 }  // namespace
 
-void adamw(Context& context, const AdamWStep& step, AnyView master, AnyView m, AnyView v,
-           AnyView grad, AnyView weight) {
+void adamw(Context& context, const AdamWStep& step, AnyView scale, AnyView master, AnyView m,
+           AnyView v, AnyView grad, AnyView weight) {
   const TraceScope span(context, "adamw");
+  if (scale) check_one(context, "adamw", "scale", scale, DType::kF32);
   check::type(context, "adamw", "master", master, {DType::kF32});
   check::floating(context, "adamw", "m", m);
   check::elements("adamw", "m", m, master.elements());
@@ -58,8 +64,9 @@ void adamw(Context& context, const AdamWStep& step, AnyView master, AnyView m, A
         "adamw: step {} with beta1 {} and beta2 {}; steps count from 1, betas are in [0, 1)",
         step.step, step.beta1, step.beta2);
   }
+  const auto* factor = static_cast<const float*>(scale.data);
   if (m.dtype == DType::kF32) {
-    kernels(context).step(context, step, {}, master, m, v, grad, weight);
+    kernels(context).step(context, step, {}, factor, master, m, v, grad, weight);
     return;
   }
   if (step.first_element < 0) {
@@ -70,8 +77,8 @@ void adamw(Context& context, const AdamWStep& step, AnyView master, AnyView m, A
     const int64_t index = step.first_element + begin;
     const int64_t count = std::min(n - begin, kCounters - index % kCounters);
     const auto part = [&](AnyView all) { return all.reshaped({n}).rows(begin, count); };
-    kernels(context).step(context, step, noise_from(step, index), part(master), part(m), part(v),
-                          part(grad), weight ? part(weight) : weight);
+    kernels(context).step(context, step, noise_from(step, index), factor, part(master), part(m),
+                          part(v), part(grad), weight ? part(weight) : weight);
     begin += count;
   }
 }
@@ -81,6 +88,32 @@ void block_square_sums(Context& context, AnyView grad, AnyView block_sums) {
   check_blocks(context, grad, block_sums.elements());
   check::type(context, "block_square_sums", "block_sums", block_sums, {DType::kF64});
   kernels(context).block_square_sums(context, grad, static_cast<double*>(block_sums.data));
+}
+
+void sum_blocks(Context& context, AnyView block_sums, AnyView sum) {
+  const TraceScope span(context, "sum_blocks");
+  check::type(context, "sum_blocks", "block_sums", block_sums, {DType::kF64});
+  check_one(context, "sum_blocks", "sum", sum, DType::kF64);
+  const ScratchScope scope(context.scratch());
+  AnyView level = block_sums;
+  while (level.elements() > kNormBlock) {
+    const AnyView next =
+        context.scratch().take(DType::kF64, {(level.elements() + kNormBlock - 1) / kNormBlock});
+    kernels(context).sum_runs(context, static_cast<const double*>(level.data), level.elements(),
+                              static_cast<double*>(next.data));
+    level = next;
+  }
+  kernels(context).sum_runs(context, static_cast<const double*>(level.data), level.elements(),
+                            static_cast<double*>(sum.data));
+}
+
+void gradient_scale(Context& context, AnyView square_sums, double clip, AnyView scale) {
+  const TraceScope span(context, "gradient_scale");
+  check::type(context, "gradient_scale", "square_sums", square_sums, {DType::kF64});
+  check_one(context, "gradient_scale", "scale", scale, DType::kF32);
+  if (square_sums.elements() == 0) throw ShapeError("gradient_scale: no sums");
+  kernels(context).gradient_scale(context, static_cast<const double*>(square_sums.data),
+                                  square_sums.elements(), clip, static_cast<float*>(scale.data));
 }
 
 }  // namespace degu

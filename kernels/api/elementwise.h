@@ -8,7 +8,7 @@ namespace degu {
 // to[i] = from[i], fp32 <-> bf16 (round to nearest even) or the same type; equal element counts.
 void cast(Context& context, AnyView from, AnyView to);
 
-// out[i] = a[i] + b[i]; fp32 or bf16, one type, one rounding; out may be a or b.
+// out[i] = a[i] + b[i]; fp32 or bf16 with one rounding, or int64; one type; out may be a or b.
 void add(Context& context, AnyView a, AnyView b, AnyView out);
 
 // x[i] *= factor.

@@ -120,4 +120,15 @@ void balance_losses(Context& context, AnyView count_GE, AnyView score_sum_GE, An
                                   aux_weight, aux_G, z_G, load_E, dscore_GE);
 }
 
+void balance_bias(Context& context, AnyView load_E, double rate, AnyView scale, AnyView bias_E) {
+  const TraceScope span(context, "balance_bias");
+  constexpr const char* kOp = "balance_bias";
+  const Shape e = {load_E.elements()};
+  fits(context, kOp, "load_E", load_E, DType::kI64, e);
+  fits(context, kOp, "bias_E", bias_E, DType::kF32, e);
+  if (scale) fits(context, kOp, "scale", scale, DType::kF32, {1});
+  kernels(context).balance_bias(context, load_E, static_cast<float>(rate),
+                                static_cast<const float*>(scale.data), bias_E);
+}
+
 }  // namespace degu

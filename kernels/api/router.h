@@ -55,4 +55,10 @@ void balance_losses(Context& context, AnyView count_GE, AnyView score_sum_GE, An
                     std::span<const int64_t> group_offsets, int64_t top_k, double aux_weight,
                     AnyView aux_G, AnyView z_G, AnyView load_E, AnyView dscore_GE);
 
+// Balance without an auxiliary loss (Wang et al. 2024, arXiv 2408.15664):
+//   bias_E += rate * sign(mean of load_E - load_E)
+// from a step's counts (int64; exact: nothing is divided); bias fp32. scale: fp32 [1] (null: 1);
+// NaN: the step is skipped, and nothing is written.
+void balance_bias(Context& context, AnyView load_E, double rate, AnyView scale, AnyView bias_E);
+
 }  // namespace degu

@@ -1,5 +1,9 @@
 #include "kernels/tables/adamw.h"
 
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/common/step_scale.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/sweep.h"
 #include "kernels/cpu/word_vector.h"
@@ -9,8 +13,8 @@ namespace {
 
 // The step's constants, computed in double precision and rounded once.
 struct Factors {
-  explicit Factors(const AdamWStep& s)
-      : grad_scale(broadcast(s.grad_scale)),
+  Factors(const AdamWStep& s, float scale)
+      : grad_scale(broadcast(scale)),
         beta1(broadcast(static_cast<float>(s.beta1))),
         beta2(broadcast(static_cast<float>(s.beta2))),
         one_minus_beta1(broadcast(static_cast<float>(1.0 - s.beta1))),
@@ -100,9 +104,8 @@ void step_typed(Context& context, const Factors& f, const NoiseVectors& noise, c
 }
 
 template <class M>
-void step_moments(Context& context, const AdamWStep& options, const NoiseStream& noise,
-                  AnyView master, AnyView m, AnyView v, AnyView grad, AnyView weight) {
-  const Factors f(options);
+void step_moments(Context& context, const Factors& f, const NoiseStream& noise, AnyView master,
+                  AnyView m, AnyView v, AnyView grad, AnyView weight) {
   const NoiseVectors vectors(noise);
   const Streams<M> s{static_cast<float*>(master.data), static_cast<M*>(m.data),
                      static_cast<M*>(v.data), static_cast<const float*>(grad.data)};
@@ -113,48 +116,66 @@ void step_moments(Context& context, const AdamWStep& options, const NoiseStream&
   }
 }
 
-void step(Context& context, const AdamWStep& options, const NoiseStream& noise, AnyView master,
-          AnyView m, AnyView v, AnyView grad, AnyView weight) {
-  m.dtype == DType::kBF16
-      ? step_moments<bf16>(context, options, noise, master, m, v, grad, weight)
-      : step_moments<float>(context, options, noise, master, m, v, grad, weight);
+void step(Context& context, const AdamWStep& options, const NoiseStream& noise, const float* scale,
+          AnyView master, AnyView m, AnyView v, AnyView grad, AnyView weight) {
+  const float factor = scale == nullptr ? 1.0f : *scale;
+  if (std::isnan(factor)) return;
+  const auto of = m.dtype == DType::kBF16 ? &step_moments<bf16> : &step_moments<float>;
+  of(context, Factors(options, factor), noise, master, m, v, grad, weight);
+}
+
+// What an element adds: gradients their squares, sums themselves.
+double term(float x) {
+  return static_cast<double>(x) * static_cast<double>(x);
+}
+double term(double x) {
+  return x;
 }
 
 // Sixteen interleaved partial sums on every instruction set, joined by halves: the same bits on
 // all.
-double square_sum(const float* x, int64_t n) {
+template <class T>
+double block_sum(const T* x, int64_t n) {
   constexpr int64_t kSums = 16;
   double sums[kSums] = {};
   int64_t i = 0;
   for (; i + kSums <= n; i += kSums) {
-    for (int64_t j = 0; j < kSums; ++j) {
-      const auto value = static_cast<double>(x[i + j]);
-      sums[j] += value * value;
-    }
+    for (int64_t j = 0; j < kSums; ++j) sums[j] += term(x[i + j]);
   }
-  for (int64_t j = 0; i + j < n; ++j) {
-    const auto value = static_cast<double>(x[i + j]);
-    sums[j] += value * value;
-  }
+  for (int64_t j = 0; i + j < n; ++j) sums[j] += term(x[i + j]);
   for (int64_t half = kSums / 2; half > 0; half /= 2) {
     for (int64_t j = 0; j < half; ++j) sums[j] += sums[j + half];
   }
   return sums[0];
 }
 
-void all_square_sums(Context& context, AnyView grad, double* block_sums) {
+template <class T>
+void all_blocks(Context& context, const T* x, int64_t n, double* sums) {
   static_assert(kSweepElements % kNormBlock == 0);
-  const auto* g = static_cast<const float*>(grad.data);
-  sweep(context, grad.elements(), [&](int64_t begin, int64_t end) {
+  sweep(context, n, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i += kNormBlock) {
-      block_sums[i / kNormBlock] = square_sum(g + i, std::min(kNormBlock, end - i));
+      sums[i / kNormBlock] = block_sum(x + i, std::min(kNormBlock, end - i));
     }
   });
+}
+
+void all_square_sums(Context& context, AnyView grad, double* block_sums) {
+  all_blocks(context, static_cast<const float*>(grad.data), grad.elements(), block_sums);
+}
+
+void sum_runs(Context& context, const double* sums, int64_t n, double* run_sums) {
+  run_sums[0] = 0;  // also of none
+  all_blocks(context, sums, n, run_sums);
+}
+
+void gradient_scale(Context&, const double* square_sums, int64_t n, double clip, float* scale) {
+  *scale = step_scale(std::sqrt(square_sums[0]), clip, all_finite(square_sums, n));
 }
 
 }  // namespace
 
 template <>
-const AdamWKernels cpu::Table<AdamWKernels, cpu::kThisIsa>::value = {&step, &all_square_sums};
+const AdamWKernels cpu::Table<AdamWKernels, cpu::kThisIsa>::value = {&step, &all_square_sums,
+                                                                     &sum_runs, &gradient_scale};
 
 }  // namespace degu

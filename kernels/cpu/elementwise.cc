@@ -86,7 +86,17 @@ void add_typed(Context& context, AnyView a, AnyView b, AnyView out) {
   }
 }
 
+void add_counts(Context& context, AnyView a, AnyView b, AnyView out) {
+  const auto* pa = static_cast<const int64_t*>(a.data);
+  const auto* pb = static_cast<const int64_t*>(b.data);
+  auto* po = static_cast<int64_t*>(out.data);
+  sweep(context, out.elements(), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) po[i] = pa[i] + pb[i];
+  });
+}
+
 void add(Context& context, AnyView a, AnyView b, AnyView out) {
+  if (a.dtype == DType::kI64) return add_counts(context, a, b, out);
   a.dtype == DType::kBF16 ? add_typed<bf16>(context, a, b, out)
                           : add_typed<float>(context, a, b, out);
 }

@@ -1,6 +1,8 @@
 #include "kernels/tables/router.h"
 
+#include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/sweep.h"
@@ -272,10 +274,22 @@ void losses(Context&, AnyView count_GE, AnyView score_sum_GE, AnyView lse_T,
   }
 }
 
+void bias(Context&, AnyView load_E, float rate, const float* scale, AnyView bias_E) {
+  if (scale != nullptr && std::isnan(*scale)) return;
+  const View<const int64_t> load = load_E.as<const int64_t>();
+  const View<float> bias = bias_E.as<float>();
+  const int64_t experts = load.elements();
+  const int64_t total = std::accumulate(load.data(), load.data() + experts, int64_t{0});
+  for (int64_t e = 0; e < experts; ++e) {
+    const int64_t excess = load[e] * experts - total;
+    bias[e] += excess > 0 ? -rate : excess < 0 ? rate : 0.0f;
+  }
+}
+
 }  // namespace
 
 template <>
 const RouterKernels cpu::Table<RouterKernels, cpu::kThisIsa>::value = {&topk, &topk_backward,
-                                                                       &balance, &losses};
+                                                                       &balance, &losses, &bias};
 
 }  // namespace degu

@@ -78,7 +78,25 @@ void add_typed(Context& context, AnyView a, AnyView b, AnyView out) {
   each_pack<kPack<T>>(context, "add", vectored<T>(1, 0, {a.data, b.data, out.data}), f.n, f);
 }
 
+struct AddCounts {
+  static constexpr int kN = 1;
+  const int64_t* a;
+  const int64_t* b;
+  int64_t* out;
+  template <bool>
+  __device__ void at(int64_t i) const {
+    out[i] = a[i] + b[i];
+  }
+};
+
+void add_counts(Context& context, AnyView a, AnyView b, AnyView out) {
+  const AddCounts f{static_cast<const int64_t*>(a.data), static_cast<const int64_t*>(b.data),
+                    static_cast<int64_t*>(out.data)};
+  each_pack<AddCounts::kN>(context, "add", false, out.elements(), f);
+}
+
 void add(Context& context, AnyView a, AnyView b, AnyView out) {
+  if (a.dtype == DType::kI64) return add_counts(context, a, b, out);
   a.dtype == DType::kBF16 ? add_typed<bf16>(context, a, b, out)
                           : add_typed<float>(context, a, b, out);
 }

@@ -432,9 +432,31 @@ void losses(Context& context, AnyView count_GE, AnyView score_sum_GE, AnyView ls
                 &loss_kernel, args);
 }
 
+// Each thread adds up all loads: they are few, and integers.
+__global__ void bias_kernel(const int64_t* load, int experts, float rate, const float* scale,
+                            float* bias) {
+  if (scale != nullptr && isnan(*scale)) return;
+  const int e = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (e >= experts) return;
+  int64_t total = 0;
+  for (int other = 0; other < experts; ++other) total += load[other];
+  const int64_t excess = load[e] * experts - total;
+  bias[e] = bias[e] + (excess > 0 ? -rate : excess < 0 ? rate : 0.0f);
+}
+
+void bias(Context& context, AnyView load_E, float rate, const float* scale, AnyView bias_E) {
+  const int64_t experts = load_E.elements();
+  if (experts == 0) return;
+  if (experts > kMostExperts) CudaState::refuse("balance_bias", "experts", experts, kMostExperts);
+  launch_kernel(context, "balance_bias", {blocks_for(experts, kThreads), kThreads}, &bias_kernel,
+                static_cast<const int64_t*>(load_E.data), static_cast<int>(experts), rate, scale,
+                static_cast<float*>(bias_E.data));
+}
+
 }  // namespace
 
 template <>
-const RouterKernels cuda::Table<RouterKernels>::value = {&topk, &topk_backward, &balance, &losses};
+const RouterKernels cuda::Table<RouterKernels>::value = {&topk, &topk_backward, &balance, &losses,
+                                                         &bias};
 
 }  // namespace degu

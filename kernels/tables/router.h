@@ -20,6 +20,7 @@ struct RouterKernels {
   void (*balance_losses)(Context&, AnyView count_GE, AnyView score_sum_GE, AnyView lse_T,
                          std::span<const int64_t> group_offsets, int64_t top_k, double aux_weight,
                          AnyView aux_G, AnyView z_G, AnyView load_E, AnyView dscore_GE);
+  void (*balance_bias)(Context&, AnyView load_E, float rate, const float* scale, AnyView bias_E);
 };
 
 }  // namespace degu

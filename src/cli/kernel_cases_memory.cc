@@ -282,8 +282,8 @@ KernelCase adamw_case(Context& context, double scale, DType moments) {
   b.read(DType::kF32, {n}).write(DType::kBF16, {n});
   fill_zero(context, b.data().at(2));  // second moments are not negative
   return b.runs([](Context& c, Data& d) {
-    adamw(c, {.learning_rate = 1e-4, .weight_decay = 0.1, .step = 10}, d.at(0), d.at(1), d.at(2),
-          d.at(3), d.at(4));
+    adamw(c, {.learning_rate = 1e-4, .weight_decay = 0.1, .step = 10}, {}, d.at(0), d.at(1),
+          d.at(2), d.at(3), d.at(4));
   });
 }
 

@@ -7,6 +7,7 @@
 #include <array>
 #include <cstring>
 #include <numeric>
+#include <optional>
 #include <utility>
 
 #include "comm/nccl_stream.h"
@@ -65,12 +66,14 @@ class NcclCommunicator final : public RelayCommunicator {
   }
 
   Work all_reduce(Context& context, AnyView x, Reduce reduce, Order order) override {
-    if (!carries(x, reduce)) return staged_->all_reduce(context, x, reduce, order);
+    const std::optional<ncclDataType_t> own =
+        order == Order::kAny ? summed(x, reduce) : std::nullopt;
+    if (!own && !carries(x, reduce)) return staged_->all_reduce(context, x, reduce, order);
     if (size() == 1 || x.elements() == 0) return {};
     beside_->begin();
-    if (order == Order::kAny && x.dtype == DType::kF32) {
+    if (own) {
       run("all_reduce", x.bytes(), [&] {
-        return ncclAllReduce(x.data, x.data, static_cast<size_t>(x.elements()), ncclFloat, ncclSum,
+        return ncclAllReduce(x.data, x.data, static_cast<size_t>(x.elements()), *own, ncclSum,
                              comm_, stream());
       });
       return beside_->end();
@@ -153,7 +156,23 @@ class NcclCommunicator final : public RelayCommunicator {
   cudaStream_t stream() const { return beside_->stream(); }
   // What copies and sums run on, in the order of the collectives.
   Context& sums() const { return beside_->context(); }
-  // Whether NCCL and the sums below carry this reduction.
+  // NCCL's name of the type when it sums such elements itself. Of bf16 it would round each sum.
+  static std::optional<ncclDataType_t> summed(AnyView x, Reduce reduce) {
+    if (x.device != DeviceType::kCuda || reduce != Reduce::kSum) return std::nullopt;
+    switch (x.dtype) {
+      case DType::kF32:
+        return ncclFloat;
+      case DType::kF64:
+        return ncclDouble;
+      case DType::kI32:
+        return ncclInt32;
+      case DType::kI64:
+        return ncclInt64;
+      default:
+        return std::nullopt;
+    }
+  }
+  // Whether the sums below carry this reduction.
   static bool carries(AnyView x, Reduce reduce) {
     return x.device == DeviceType::kCuda && reduce == Reduce::kSum &&
            (x.dtype == DType::kF32 || x.dtype == DType::kBF16);

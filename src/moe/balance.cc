@@ -1,7 +1,5 @@
 #include "moe/balance.h"
 
-#include <numeric>
-
 namespace degu {
 
 BalanceActivations BalanceActivations::groups(int64_t count) const {
@@ -23,17 +21,6 @@ void measure_balance(Context& context, const RouterActivations& routed, Score sc
   balance_losses(context, count_GE, score_sum_GE, routed.lse_T, group_offsets,
                  routed.expert_TK.dim(1), weights.aux_per_group, out.aux_G, out.z_G, out.load_E,
                  out.dscore_GE);
-}
-
-std::vector<float> bias_steps(std::span<const int64_t> load_E, double rate) {
-  const int64_t total = std::accumulate(load_E.begin(), load_E.end(), int64_t{0});
-  const auto experts = static_cast<int64_t>(load_E.size());
-  std::vector<float> steps;
-  for (int64_t load : load_E) {
-    const int64_t excess = load * experts - total;  // exact: no division
-    steps.push_back(static_cast<float>(excess > 0 ? -rate : excess < 0 ? rate : 0.0));
-  }
-  return steps;
 }
 
 }  // namespace degu

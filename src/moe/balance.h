@@ -7,7 +7,7 @@
 //   z   = weight * sum over MoE layers of mean over tokens of logsumexp(logits)^2
 //         (Zoph et al. 2022, arXiv 2202.08906)
 //   bias_e += rate * sign(mean load - load_e) once per step, from integer counts of the whole step
-//         (Wang et al. 2024, arXiv 2408.15664)
+//         (balance_bias in kernels/api/router.h)
 #pragma once
 
 #include <cstdint>
@@ -52,9 +52,5 @@ struct BalanceRecord {
 void measure_balance(Context& context, const RouterActivations& routed, Score score,
                      std::span<const int64_t> group_offsets, const BalanceWeights& weights,
                      const BalanceActivations& out);
-
-// What one step of bias balancing adds to each expert's bias. load_E: counts of the whole step,
-// over all ranks.
-std::vector<float> bias_steps(std::span<const int64_t> load_E, double rate);
 
 }  // namespace degu

@@ -28,7 +28,7 @@ void ShardedAdamW::square_sums(Context& context, AnyView grad_shard, AnyView all
   }
 }
 
-void ShardedAdamW::step(Context& context, const AdamWStep& hyper, AnyView values,
+void ShardedAdamW::step(Context& context, const AdamWStep& hyper, AnyView scale, AnyView values,
                         AnyView grad_shard) {
   for (const FlatLayout::Run& run : layout_.member_runs(rank_)) {
     if (!run.member->trained) continue;
@@ -40,7 +40,7 @@ void ShardedAdamW::step(Context& context, const AdamWStep& hyper, AnyView values
     own.first_element =
         run.member->first_piece * run.member->piece_elements + run.range.begin - run.member_offset;
     const int64_t origin = range().begin;
-    adamw(context, own, part(values, run.range, 0), part(m_, run.range, origin),
+    adamw(context, own, scale, part(values, run.range, 0), part(m_, run.range, origin),
           part(v_, run.range, origin), part(grad_shard, run.range, origin), AnyView{});
   }
 }

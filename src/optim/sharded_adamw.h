@@ -25,8 +25,9 @@ class ShardedAdamW {
 
   // The square sums of this shard's blocks to their places among all blocks of the layout.
   void square_sums(Context& context, AnyView grad_shard, AnyView all_blocks) const;
-  // `values`: the whole flat vector, of which this shard's range is updated.
-  void step(Context& context, const AdamWStep& hyper, AnyView values, AnyView grad_shard);
+  // `values`: the whole flat vector, of which this shard's range is updated; `scale` as adamw's.
+  void step(Context& context, const AdamWStep& hyper, AnyView scale, AnyView values,
+            AnyView grad_shard);
 
  private:
   FlatLayout layout_;

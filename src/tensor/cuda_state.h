@@ -27,6 +27,7 @@ class CudaState final : public DeviceState {
   void* allocate_host(size_t bytes) override;
   void free_host(void* memory) noexcept override;
   void synchronize() override;
+  std::unique_ptr<DeviceMark> make_mark() override;
   std::string description() const override;
   void begin_range(const char* name) override;
   void end_range() override;
@@ -43,6 +44,7 @@ class CudaState final : public DeviceState {
  private:
   struct Staging;
   struct Capture;
+  class Mark;
   const char* at_work() const override;
 
   CUstream_st* stream_ = nullptr;

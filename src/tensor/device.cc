@@ -60,6 +60,10 @@ void zero(Context& context, AnyView view) {
   }
 }
 
+Downloads::Downloads(Context& context) : context_(context) {
+  if (context.device_state() != nullptr) end_ = context.device_state()->make_mark();
+}
+
 Downloads::~Downloads() {
   for (const Piece& piece : pieces_) {
     if (context_.device_state() != nullptr) {
@@ -87,6 +91,7 @@ std::byte* Downloads::take(size_t bytes) {
 }
 
 AnyView Downloads::add(AnyView from) {
+  DEGU_DCHECK(!closed_);
   const AnyView to{take(from.bytes()), from.dtype, from.shape};
   if (from.bytes() == 0) return to;
   if (from.device == DeviceType::kCpu) {
@@ -97,12 +102,19 @@ AnyView Downloads::add(AnyView from) {
   return to;
 }
 
+void Downloads::close() {
+  if (end_ != nullptr) end_->set();
+  closed_ = true;
+}
+
 void Downloads::wait() {
-  if (context_.device_state() != nullptr) context_.device_state()->synchronize();
+  if (!closed_) close();
+  if (end_ != nullptr) end_->wait();
 }
 
 void Downloads::clear() {
   piece_ = used_ = 0;
+  closed_ = false;
 }
 
 OnHost::OnHost(Context& context, AnyView view, Unfilled)

@@ -33,6 +33,17 @@ class DeviceGraph {
   virtual int64_t nodes() const = 0;  // kernels, copies, fills
 };
 
+// A point in the order of what the device was given, to wait for while later work goes on. It does
+// not outlive its context.
+class DeviceMark {
+ public:
+  virtual ~DeviceMark() = default;
+  // The point is here now.
+  virtual void set() = 0;
+  // The host waits until the device has come to it (counted); DeviceError when a kernel failed.
+  virtual void wait() = 0;
+};
+
 class DeviceState {
  public:
   virtual ~DeviceState() = default;
@@ -51,6 +62,7 @@ class DeviceState {
   virtual void free_host(void* memory) noexcept = 0;
   // Waits for the stream (counted); DeviceError when a kernel failed.
   virtual void synchronize() = 0;
+  virtual std::unique_ptr<DeviceMark> make_mark() = 0;
   // "GPU 0: NVIDIA H200, 132 multiprocessors, 139 GiB, NUMA node 0"
   virtual std::string description() const = 0;
   // Between the two, what the host asks of the device shows under `name` in a profiler (NVTX).
@@ -106,11 +118,11 @@ void copy(Context& context, AnyView from, AnyView to);
 // Every byte of `view` zero, in stream order on an accelerator.
 void zero(Context& context, AnyView view);
 
-// Numbers on their way to the host: asked for here and there, waited for once. On the CPU they are
-// copied at once.
+// Numbers on their way to the host: asked for here and there, waited for once, beside what the
+// device is given after the last of them. On the CPU they are copied at once.
 class Downloads {
  public:
-  explicit Downloads(Context& context) : context_(context) {}  // which outlives it
+  explicit Downloads(Context& context);  // which outlives it
   ~Downloads();
   Downloads(const Downloads&) = delete;
   Downloads& operator=(const Downloads&) = delete;
@@ -119,6 +131,8 @@ class Downloads {
   // `wait` has returned, until `clear`. Memory is allocated when more is asked for than ever
   // before.
   AnyView add(AnyView from);
+  // No more is added before `clear`: `wait` will not wait for what comes after this.
+  void close();
   // For all that was added; on an accelerator the host waits once.
   void wait();
   void clear();
@@ -132,7 +146,9 @@ class Downloads {
 
   Context& context_;
   std::vector<Piece> pieces_;
-  size_t piece_ = 0, used_ = 0;  // the one that is filled, and how far
+  size_t piece_ = 0, used_ = 0;      // the one that is filled, and how far
+  std::unique_ptr<DeviceMark> end_;  // null on the CPU
+  bool closed_ = false;
 };
 
 // The numbers of a view where the host can read and write them: the view itself on the CPU, a copy

@@ -242,6 +242,30 @@ void CudaState::synchronize() {
   check(cudaStreamSynchronize(stream_), "waiting for the GPU");
 }
 
+class CudaState::Mark final : public DeviceMark {
+ public:
+  explicit Mark(CudaState& state) : state_(state) {
+    check(cudaEventCreateWithFlags(&point_, cudaEventDisableTiming), "making an event");
+  }
+  ~Mark() override { cudaEventDestroy(point_); }
+  Mark(const Mark&) = delete;
+  Mark& operator=(const Mark&) = delete;
+
+  void set() override { check(cudaEventRecord(point_, state_.stream_), "recording an event"); }
+  void wait() override {
+    state_.count_sync("a mark");
+    check(cudaEventSynchronize(point_), "waiting for the GPU");
+  }
+
+ private:
+  CudaState& state_;
+  cudaEvent_t point_ = nullptr;
+};
+
+std::unique_ptr<DeviceMark> CudaState::make_mark() {
+  return std::make_unique<Mark>(*this);
+}
+
 std::string CudaState::description() const {
   return fmt::format("GPU {}: {}, {} multiprocessors, {} GiB{}", ordinal_, name_, multiprocessors_,
                      memory_ >> 30,

@@ -6,6 +6,12 @@
 namespace degu {
 namespace {
 
+class PlanningMark final : public DeviceMark {
+ public:
+  void set() override {}
+  void wait() override {}
+};
+
 class PlanningState final : public DeviceState {
  public:
   void upload(void*, const void*, size_t) override {}
@@ -19,6 +25,7 @@ class PlanningState final : public DeviceState {
   void* allocate_host(size_t bytes) override { return ::operator new(bytes); }
   void free_host(void* memory) noexcept override { ::operator delete(memory); }
   void synchronize() override { count_sync("a wait"); }
+  std::unique_ptr<DeviceMark> make_mark() override { return std::make_unique<PlanningMark>(); }
   std::string description() const override { return "no device: sizes only"; }
   void begin_range(const char*) override {}
   void end_range() override {}

@@ -117,7 +117,7 @@ TrainingMemory training_memory(const RunConfig& config, const Layout& layout) {
   m.parameters = static_cast<double>(objects.parameters().bytes());
   m.activations = static_cast<double>(objects.training().reserved_bytes());
   m.evaluation = static_cast<double>(objects.evaluation().reserved_bytes());
-  m.gradients = static_cast<double>(objects.regions().gradient_bytes());
+  m.gradients = static_cast<double>(objects.regions().gradient_bytes() + objects.norm().bytes());
   m.moments = static_cast<double>(objects.regions().moment_bytes());
   m.scratch = static_cast<double>(planned.rehearse()) + (on_host ? 0 : kKernelScratch);
   return m;

@@ -41,7 +41,8 @@ RankObjects::RankObjects(const RunConfig& config, const Layout& layout, DeviceTy
       model_(parameters_, expert_spread(config, *expert_group_)),
       training_(context_, model_, plan_, plan_.micro_sequences, /*training=*/true),
       evaluation_(context_, model_, plan_, plan_.micro_sequences, /*training=*/false),
-      regions_(context_, config, plan_, layout, parameters_) {}
+      regions_(context_, config, plan_, layout, parameters_),
+      norm_(context_, regions_, plan_) {}
 
 size_t RankObjects::rehearse() {
   DEGU_DCHECK(context_.device() == DeviceType::kPlan);

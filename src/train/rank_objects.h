@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "comm/communicator.h"
+#include "train/gradient_norm.h"
 #include "train/pass.h"
 #include "train/regions.h"
 
@@ -19,6 +20,7 @@ class RankObjects {
   const Pass& training() const { return training_; }
   const Pass& evaluation() const { return evaluation_; }
   const TrainedRegions& regions() const { return regions_; }
+  const GradientNorm& norm() const { return norm_; }
 
   // Makes the calls of a training pass and of a validation pass with as many rows as there can be;
   // on a device that only plans, for nothing is computed. The most scratch memory that they held at
@@ -34,6 +36,7 @@ class RankObjects {
   Pass training_;
   Pass evaluation_;
   TrainedRegions regions_;
+  GradientNorm norm_;
 };
 
 }  // namespace degu

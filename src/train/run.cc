@@ -7,6 +7,7 @@
 #include <atomic>
 #include <csignal>
 #include <filesystem>
+#include <functional>
 #include <nlohmann/json.hpp>
 
 #include "base/log.h"
@@ -75,7 +76,11 @@ class Run {
   void log_validation();
   void save();
   void write_trace() const;
-  StepResult timed_step();
+  void timed(const std::function<void()>& work);  // a part of a step
+  void finish_steps(int64_t left);                // until so many are pending
+  void note(const StepResult& step);
+  bool due(int64_t every) const { return every > 0 && trainer_.next_step() % every == 0; }
+  bool checkpoint_due() const;
   std::string why_stop();
   double tokens_per_second() const;
 
@@ -87,6 +92,7 @@ class Run {
   std::unique_ptr<MetricsLog> metrics_;
   std::unique_ptr<RouteLog> routes_;
   std::unique_ptr<Trace> trace_;
+  std::optional<Progress> progress_;
   RunResult result_;
   Timer wall_;              // of this start, for max_minutes
   double seconds_ = 0;      // in steps, over all starts
@@ -246,61 +252,77 @@ std::string Run::why_stop() {
   }
 }
 
-StepResult Run::timed_step() {
+void Run::timed(const std::function<void()>& work) {
   StepClock clock;
-  if (own_tokens_ > 0) clock.step_took(own_seconds_ / static_cast<double>(own_steps_));
+  if (own_steps_ > 0) clock.step_took(own_seconds_ / static_cast<double>(own_steps_));
   const Timer timer;
-  StepResult step = trainer_.step();
+  work();
   seconds_ += timer.seconds();
   own_seconds_ += timer.seconds();
-  own_tokens_ += step.tokens;
-  ++own_steps_;
-  return step;
+}
+
+void Run::finish_steps(int64_t left) {
+  while (trainer_.pending_steps() > left) {
+    StepResult step;
+    timed([&] { step = trainer_.finish_step(); });
+    own_tokens_ += step.tokens;
+    ++own_steps_;
+    note(step);
+  }
+}
+
+void Run::note(const StepResult& step) {
+  if (routes_) routes_->write(trainer_.routes()->lines(step.step));
+  result_.train_loss = step.loss;
+  result_.skipped_steps += step.skipped;
+  count_rounds(step);
+  const int64_t done = step.step + 1, steps = trainer_.plan().steps;
+  if (step.step % trainer_.config().train.log_every == 0 || done == steps || step.skipped) {
+    log_step(step);
+  }
+  if (step.skipped && first()) {
+    log_warn("step {}: the gradient is not finite; the step was skipped", step.step);
+  }
+  if (options_.on_step && first()) {
+    options_.on_step({.done = done,
+                      .steps = steps,
+                      .loss = step.loss,
+                      .tokens_per_second = tokens_per_second()});
+  }
+  if (!progress_) return;
+  const double utilisation =
+      tokens_per_second() * trainer_.training_flops_per_token() / options_.peak_flops;
+  progress_->set(done, fmt::format("loss {:.4f}  {:.0f} tok/s  {:.1f}% of peak", step.loss,
+                                   tokens_per_second(), 100 * utilisation));
+}
+
+bool Run::checkpoint_due() const {
+  const auto& extra = options_.extra_checkpoints;
+  return due(trainer_.config().train.checkpoint_every) ||
+         std::find(extra.begin(), extra.end(), trainer_.next_step()) != extra.end();
 }
 
 RunResult Run::go() {
   start();
   stop_on_signals();
-  const TrainConfig& t = trainer_.config().train;
-  std::optional<Progress> progress;
   int64_t saved = trainer_.next_step();
   if (options_.live && first()) {
-    progress.emplace("train", trainer_.plan().steps, Progress::Unit::kCount, saved);
+    progress_.emplace("train", trainer_.plan().steps, Progress::Unit::kCount, saved);
   }
   while (!trainer_.finished()) {
     if (result_.stop_reason = why_stop(); !result_.stop_reason.empty()) break;
-    const StepResult step = timed_step();
-    if (routes_) routes_->write(trainer_.routes()->lines(step.step));
-    result_.train_loss = step.loss;
-    result_.skipped_steps += step.skipped;
-    count_rounds(step);
-    const int64_t done = trainer_.next_step();
-    if (step.step % t.log_every == 0 || trainer_.finished() || step.skipped) log_step(step);
-    if (step.skipped && first()) {
-      log_warn("step {}: the gradient is not finite; the step was skipped", step.step);
-    }
-    if (t.evaluate_every > 0 && done % t.evaluate_every == 0) log_validation();
-    const auto& extra = options_.extra_checkpoints;
-    const bool wanted_here = std::find(extra.begin(), extra.end(), done) != extra.end();
-    if (wanted_here || (t.checkpoint_every > 0 && done % t.checkpoint_every == 0)) {
+    timed([&] { trainer_.begin_step(); });
+    const bool evaluate = due(trainer_.config().train.evaluate_every);
+    const bool checkpoint = checkpoint_due();
+    finish_steps(evaluate || checkpoint ? 0 : trainer_.steps_ahead());
+    if (evaluate) log_validation();
+    if (checkpoint) {
       save();
-      saved = done;
-    }
-    if (options_.on_step && first()) {
-      options_.on_step({.done = done,
-                        .steps = trainer_.plan().steps,
-                        .loss = step.loss,
-                        .tokens_per_second = tokens_per_second()});
-    }
-    if (progress) {
-      progress->set(
-          done,
-          fmt::format("loss {:.4f}  {:.0f} tok/s  {:.1f}% of peak", step.loss, tokens_per_second(),
-                      100 * tokens_per_second() * trainer_.training_flops_per_token() /
-                          options_.peak_flops));
+      saved = trainer_.next_step();
     }
   }
-  progress.reset();
+  finish_steps(0);
+  progress_.reset();
   if (extra_rounds_ > 0 && first()) {
     log_info("rows to experts took {} further rounds (cluster.headroom {})", extra_rounds_,
              trainer_.config().cluster.headroom);

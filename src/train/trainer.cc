@@ -6,6 +6,7 @@
 
 #include "comm/agree.h"
 #include "kernels/api/elementwise.h"
+#include "kernels/api/router.h"
 #include "shape/accounting.h"
 
 namespace degu {
@@ -64,12 +65,16 @@ Trainer::Trainer(const RunConfig& config, const TokenDataset& dataset, Communica
       pass_(context, model_, plan_, plan_.micro_sequences, /*training=*/true),
       regions_(context, config_, plan_, mesh_.layout(), parameters_),
       micro_batches_(at(plan_.micro_batches)),
-      downloads_(context),
+      norm_(context, regions_, plan_),
+      pending_{PendingStep(context), PendingStep(context)},
       flops_per_token_(training_flops(config.model, plan_.sequence_length, 1.0)) {
   if (dataset.vocab_size() != config.model.vocab) {
     throw ConfigError(
         "model.vocab is {} but the data's tokenizer has {} pieces; set model.vocab: {}",
         config.model.vocab, dataset.vocab_size(), dataset.vocab_size());
+  }
+  if (config.train.balance.bias_update != 0 && moe_layers() > 0) {
+    load_LE_ = Tensor(DType::kI64, {moe_layers(), config.model.moe.experts}, context.device());
   }
   if (config.train.record_routes) routes_.emplace(config.model, plan_);
   if (!config.train.replay_routes.empty()) {
@@ -92,7 +97,7 @@ int64_t Trainer::first_sequence(int64_t micro) const {
   return units.begin * plan_.unit_sequences;
 }
 
-void Trainer::run_micro_batch(int64_t micro, int64_t counted) {
+void Trainer::run_micro_batch(int64_t micro, PendingStep& step) {
   const TrainConfig& t = config_.train;
   const BalanceWeights weights{
       .aux_per_group = t.balance.aux_loss / static_cast<double>(plan_.balance_groups()),
@@ -105,28 +110,30 @@ void Trainer::run_micro_batch(int64_t micro, int64_t counted) {
                     pass_.activations());
   }
   head_loss_backward(context_, pass_.h_TD(), parameters_.head(), model_.logit_multiplier(),
-                     pass_.targets(), 1.0f / static_cast<float>(counted), pass_.groups().units,
+                     pass_.targets(), 1.0f / static_cast<float>(step.counted), pass_.groups().units,
                      head_chunks_, regions_.head_sink(), pass_.loss_T(), pass_.dh_TD());
+  norm_.add_losses(context_, micro, pass_.loss_T());
   pass_.backward(context_, weights, pass_.dh_TD(), &regions_);
 
-  pass_numbers_.push_back(
-      {downloads_.add(pass_.loss_T()),
-       BalanceNumbers(downloads_, pass_.activations(), pass_.groups().balance_groups())});
+  if (load_LE_) add(context_, load_LE_, pass_.activations().balance_load_LE, load_LE_);
+  step.passes.push_back(
+      {step.downloads.add(pass_.loss_T()),
+       BalanceNumbers(step.downloads, pass_.activations(), pass_.groups().balance_groups())});
 }
 
-void Trainer::sum_passes(StepSums& sums) {
+void Trainer::sum_passes(PendingStep& step, StepSums& sums) {
   for (int64_t m = 0; m < plan_.micro_batches; ++m) {
-    pass_.sequence_losses(pass_numbers_[at(m)].loss_T.as<const float>(),
+    pass_.sequence_losses(step.passes[at(m)].loss_T.as<const float>(),
                           sums.losses().subspan(at(first_sequence(m)), at(plan_.micro_sequences)));
-    sum_balance(m, sums);
+    sum_balance(m, step, sums);
   }
   sums.all_reduce(context_, world_);
 }
 
-void Trainer::sum_balance(int64_t micro, StepSums& sums) {
+void Trainer::sum_balance(int64_t micro, PendingStep& step, StepSums& sums) {
   const int64_t first_group = first_sequence(micro) / plan_.balance_sequences;
   int64_t layer = 0;
-  for (const BalanceRecord& record : pass_numbers_[at(micro)].balance.records()) {
+  for (const BalanceRecord& record : step.passes[at(micro)].balance.records()) {
     for (size_t g = 0; g < record.aux_G.size(); ++g) {
       sums.aux()[at(first_group) + g] += record.aux_G[g];
       sums.z()[at(first_group) + g] += record.z_G[g];
@@ -152,58 +159,42 @@ void Trainer::reduce_gradients() {
   }
 }
 
-double Trainer::gradient_norm() {
-  const ScratchScope scope(context_.scratch());
-  const AnyView sums = context_.scratch().take(DType::kF64, {regions_.norm_blocks()});
-  zero(context_, sums);
-  for (TrainedRegion& state : regions_.all()) {
-    state.adamw->square_sums(context_, state.grad_shard,
-                             sums.rows(state.first_norm_block, state.adamw->layout().all_blocks()));
-  }
-  const AnyView blocks = downloads_.add(sums);
-  downloads_.wait();
-  world_.all_reduce(context_, blocks, Reduce::kSum, Order::kAny);
-  const auto* block = blocks.as<double>().data();
-  return std::sqrt(std::accumulate(block, block + blocks.elements(), 0.0));
+double Trainer::learning_rate(int64_t step) const {
+  return config_.train.optimizer.learning_rate * plan_.schedule.factor(step);
 }
 
-void Trainer::update(double learning_rate, double norm) {
+void Trainer::update() {
   const OptimizerConfig& o = config_.train.optimizer;
-  const AdamWStep hyper{
-      .learning_rate = learning_rate,
-      .beta1 = o.beta1,
-      .beta2 = o.beta2,
-      .eps = o.eps,
-      .weight_decay = o.weight_decay,
-      .step = next_step_ + 1,
-      .grad_scale = o.clip > 0 && norm > o.clip ? static_cast<float>(o.clip / norm) : 1.0f};
+  const AdamWStep hyper{.learning_rate = learning_rate(next_step_),
+                        .beta1 = o.beta1,
+                        .beta2 = o.beta2,
+                        .eps = o.eps,
+                        .weight_decay = o.weight_decay,
+                        .step = next_step_ + 1};
   std::vector<Work> gathers;  // each beside the steps of the regions behind it
   for (TrainedRegion& state : regions_.all()) {
     const AnyView values = state.region->values;
-    state.adamw->step(context_, hyper, values, state.grad_shard);
+    state.adamw->step(context_, hyper, norm_.scale(), values, state.grad_shard);
     const FlatRange mine = state.adamw->range();
     gathers.push_back(state.group->all_gather(context_, values.rows(mine.begin, mine.elements()),
                                               values, state.adamw->layout().shard_elements()));
   }
 }
 
-void Trainer::update_biases(StepSums& sums) {
-  const double rate = config_.train.balance.bias_update;
-  if (rate == 0) return;
+void Trainer::update_biases() {
+  if (!load_LE_) return;
+  world_.all_reduce(context_, load_LE_, Reduce::kSum, Order::kAny).wait();
   for (int64_t layer = 0, moe = 0; layer < config_.model.layers; ++layer) {
     if (!config_.model.is_moe_layer(static_cast<int>(layer))) continue;
     Parameter& bias = parameters_.get("blocks." + std::to_string(layer) + ".moe.router_bias");
-    std::vector<float> steps = bias_steps(sums.load(moe++), rate);
-    const ScratchScope scope(context_.scratch());
-    const AnyView step_E = context_.scratch().take(DType::kF32, bias.value.shape);
-    copy(context_, View<float>(steps.data(), bias.value.shape), step_E);
-    add(context_, bias.value, step_E, bias.value);
+    balance_bias(context_, load_LE_.view().rows(moe++, 1), config_.train.balance.bias_update,
+                 norm_.scale(), bias.value);
   }
 }
 
 StepResult Trainer::summarise(StepSums& sums, int64_t counted) const {
   StepResult result;
-  result.step = next_step_;
+  result.step = finished_steps_;
   result.tokens = plan_.tokens_per_step();
   const auto total = [](std::span<double> v) { return std::accumulate(v.begin(), v.end(), 0.0); };
   result.loss = total(sums.losses()) / static_cast<double>(counted);
@@ -243,41 +234,51 @@ void Trainer::read_batches() {
   run_together(world_, [&] { replay_->read(next_step_, micro_batches_, firsts); });
 }
 
-StepResult Trainer::step() {
+void Trainer::begin_step() {
+  DEGU_DCHECK(pending_steps() <= steps_ahead());
   read_batches();
-  int64_t counted = 0;
-  for (const SequenceBatch& batch : micro_batches_) counted += batch.counted_targets;
-  world_.all_reduce(context_, View<int64_t>(&counted, {1}), Reduce::kSum, Order::kAny);
-  counted = std::max<int64_t>(counted, 1);
+  PendingStep& step = numbers_of(next_step_);
+  step.passes.clear();
+  step.downloads.clear();
+  step.counted = 0;
+  for (const SequenceBatch& batch : micro_batches_) step.counted += batch.counted_targets;
+  world_.all_reduce(context_, View<int64_t>(&step.counted, {1}), Reduce::kSum, Order::kAny);
+  step.counted = std::max<int64_t>(step.counted, 1);
 
-  pass_numbers_.clear();
-  downloads_.clear();
-  for (int64_t m = 0; m < plan_.micro_batches; ++m) run_micro_batch(m, counted);
+  if (load_LE_) zero(context_, load_LE_);
+  for (int64_t m = 0; m < plan_.micro_batches; ++m) run_micro_batch(m, step);
   if (routes_) routes_->share(context_, world_);
   reduce_gradients();
-  const double norm = gradient_norm();
-  StepSums sums(plan_, moe_layers(), config_.model.moe.experts);
-  sum_passes(sums);
-
-  StepResult result = summarise(sums, counted);
-  result.gradient_norm = norm;
-  result.learning_rate = config_.train.optimizer.learning_rate * plan_.schedule.factor(next_step_);
-  // Norm and loss are the same bits on every rank, so all decide alike.
-  result.skipped = !std::isfinite(norm) || !std::isfinite(result.loss);
-  if (result.skipped) {
-    if (++bad_steps_ >= config_.train.max_bad_steps) {
-      throw NumericError(
-          "step {}: gradients were not finite {} times in a row (loss {}); lower "
-          "train.optimizer.learning_rate",
-          next_step_, bad_steps_, result.loss);
-    }
-  } else {
-    bad_steps_ = 0;
-    update(result.learning_rate, norm);
-    update_biases(sums);
-    parameters_.pack(context_);
-  }
+  norm_.measure(context_, world_, regions_.all(), config_.train.optimizer.clip);
+  step.square_sums = step.downloads.add(norm_.square_sums());
+  step.downloads.close();
+  update();
+  update_biases();
+  parameters_.pack(context_);
   ++next_step_;
+}
+
+StepResult Trainer::finish_step() {
+  DEGU_DCHECK(pending_steps() > 0);
+  PendingStep& step = numbers_of(finished_steps_);
+  step.downloads.wait();
+  StepSums sums(plan_, moe_layers(), config_.model.moe.experts);
+  sum_passes(step, sums);
+
+  StepResult result = summarise(sums, step.counted);
+  const View<double> square_sums = step.square_sums.as<double>();
+  result.gradient_norm = std::sqrt(square_sums[0]);
+  result.learning_rate = learning_rate(finished_steps_);
+  // As gradient_scale decided; the sums are the same bits on every rank.
+  result.skipped = !std::isfinite(square_sums[0]) || !std::isfinite(square_sums[1]);
+  ++finished_steps_;
+  bad_steps_ = result.skipped ? bad_steps_ + 1 : 0;
+  if (bad_steps_ >= config_.train.max_bad_steps && result.skipped) {
+    throw NumericError(
+        "step {}: gradients were not finite {} times in a row (loss {}); lower "
+        "train.optimizer.learning_rate",
+        result.step, bad_steps_, result.loss);
+  }
   return result;
 }
 

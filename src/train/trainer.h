@@ -1,10 +1,16 @@
 // A model in training on one rank of a job: steps, validation, state.
 //
+// On an accelerator a step is given to the device without a wait of the host (with experts on
+// several ranks, a capacity or recorded routes, layers wait for counts): clipping, the decision to
+// skip a step and the routers' biases are the device's. So a step can begin before the host has
+// seen the numbers of the one before, and the device need not wait for the host between them.
+//
 // Everything that is computed over several tokens or sequences is reduced in an order that the
 // layout of ranks does not change (docs/numerics.md), so with `train.reproducible` two trainers of
 // one configuration hold the same bits after each step, however their ranks are arranged.
 #pragma once
 
+#include <array>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -16,6 +22,7 @@
 #include "io/checkpoint.h"
 #include "model/transformer.h"
 #include "train/evaluate.h"
+#include "train/gradient_norm.h"
 #include "train/pass.h"
 #include "train/regions.h"
 #include "train/step_plan.h"
@@ -58,12 +65,22 @@ class Trainer {
   double training_flops_per_token() const { return flops_per_token_; }
   size_t reserved_bytes() const { return pass_.reserved_bytes(); }
 
-  // One optimizer step. Collective. NumericError on all ranks alike when non-finite gradients have
-  // reached train.max_bad_steps in a row.
-  StepResult step();
+  // One optimizer step, in two halves. Both collective, in the same order on every rank.
+  // Begins the next one; on the CPU, does it. At most steps_ahead() + 1 are pending then.
+  void begin_step();
+  // The numbers of the first pending step, which the host waits for. NumericError on all ranks
+  // alike when non-finite gradients have reached train.max_bad_steps in a row.
+  StepResult finish_step();
+  StepResult step() {
+    begin_step();
+    return finish_step();
+  }
+  int64_t pending_steps() const { return next_step_ - finished_steps_; }
+  // How many steps may be pending when another begins: none on the CPU, where nothing is gained.
+  int64_t steps_ahead() const { return context_.device_state() != nullptr && !routes_ ? 1 : 0; }
   // The last step's, with train.record_routes; null without.
   const StepRoutes* routes() const { return routes_ ? &*routes_ : nullptr; }
-  // Loss on the fixed validation set. Collective.
+  // Loss on the fixed validation set. Collective. What follows is for when no step is pending.
   ValidationResult validate();
 
   // What a checkpoint's metadata holds of a trainer. The optimizer's moments and the data order are
@@ -86,15 +103,29 @@ class Trainer {
  private:
   // Sums over the step that the ranks share: placed by global index, so that adding them is exact.
   struct StepSums;
+  // What a step's passes tell the host.
+  struct PassNumbers {
+    AnyView loss_T;
+    BalanceNumbers balance;
+  };
+  struct PendingStep {
+    explicit PendingStep(Context& context) : downloads(context) {}
+    Downloads downloads;
+    std::vector<PassNumbers> passes;
+    AnyView square_sums;  // GradientNorm's
+    int64_t counted = 0;  // targets, on all ranks
+  };
+  PendingStep& numbers_of(int64_t step) { return pending_[step % 2]; }
+
   int64_t first_sequence(int64_t micro) const;  // of this rank's pass, in the step's batch
   void read_batches();
-  void run_micro_batch(int64_t micro, int64_t counted);
-  void sum_passes(StepSums& sums);
-  void sum_balance(int64_t micro, StepSums& sums);
+  void run_micro_batch(int64_t micro, PendingStep& step);
+  void sum_passes(PendingStep& step, StepSums& sums);
+  void sum_balance(int64_t micro, PendingStep& step, StepSums& sums);
   void reduce_gradients();
-  double gradient_norm();  // waits for the step's downloads
-  void update(double learning_rate, double norm);
-  void update_biases(StepSums& sums);
+  double learning_rate(int64_t step) const;
+  void update();
+  void update_biases();
   StepResult summarise(StepSums& sums, int64_t counted) const;
   int moe_layers() const;
   // visit(name, whole shape, first element of the whole tensor, this rank's part)
@@ -117,15 +148,12 @@ class Trainer {
   std::vector<SequenceBatch> micro_batches_;
   std::optional<StepRoutes> routes_;
   std::optional<RouteReplay> replay_;
-  // What a step's passes tell the host, and the norm: waited for once a step.
-  struct PassNumbers {
-    AnyView loss_T;
-    BalanceNumbers balance;
-  };
-  Downloads downloads_;
-  std::vector<PassNumbers> pass_numbers_;
+  GradientNorm norm_;
+  Tensor load_LE_;  // int64, of the step, where biases balance the routers
+  std::array<PendingStep, 2> pending_;
   double flops_per_token_ = 0;
   int64_t next_step_ = 0;
+  int64_t finished_steps_ = 0;
   int64_t bad_steps_ = 0;
 };
 

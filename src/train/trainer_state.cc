@@ -113,7 +113,7 @@ void Trainer::load(CheckpointReader& reader, const Counters& counters) {
     read_range(context_, reader, name, begin, other);
     cast(context_, other, part);
   });
-  next_step_ = counters.next_step;
+  next_step_ = finished_steps_ = counters.next_step;
   bad_steps_ = counters.bad_steps;
   parameters_.pack(context_);
 }

@@ -45,10 +45,18 @@ AdamWStep step_at(int64_t step, int64_t first_element) {
           .beta2 = 0.999,
           .weight_decay = 0.1,
           .step = step,
-          .grad_scale = 0.5f,
           .seed = kSeed,
           .tensor = kTensor,
           .first_element = first_element};
+}
+
+const Tensor& half_scale() {
+  static const Tensor scale = [] {
+    Tensor one(DType::kF32, {1});
+    one.as<float>()[0] = 0.5f;
+    return one;
+  }();
+  return scale;
 }
 
 // The noise word of an element, straight from its definition.
@@ -79,8 +87,8 @@ TEST_CASE("bf16 moments are those of the fp32 step, rounded by their places", "[
         const AdamWStep s = step_at(3, first);
         State plain = state_of(n, DType::kF32), half = state_of(n, DType::kBF16);
         Tensor plain_weight(DType::kBF16, {n}), weight(DType::kBF16, {n});
-        run(context, adamw, s, plain.master, plain.m, plain.v, grad, plain_weight);
-        run(context, adamw, s, half.master, half.m, half.v, grad, weight);
+        run(context, adamw, s, half_scale(), plain.master, plain.m, plain.v, grad, plain_weight);
+        run(context, adamw, s, half_scale(), half.master, half.m, half.v, grad, weight);
         check_same_bits("master", half.master, plain.master);
         check_same_bits("weight", weight, plain_weight);
         std::vector<bf16> m, v;
@@ -102,15 +110,16 @@ TEST_CASE("bf16 moments do not know how their tensor was cut", "[adamw]") {
   const Tensor grad = random_tensor(DType::kF32, {n}, "grad");
   for_each_backend([&](Context& context) {
     State whole = state_of(n, DType::kBF16);
-    run(context, adamw, step_at(9, first), whole.master, whole.m, whole.v, grad, AnyView{});
+    run(context, adamw, step_at(9, first), half_scale(), whole.master, whole.m, whole.v, grad,
+        AnyView{});
     State cut = state_of(n, DType::kBF16);
     const std::array<int64_t, 7> cuts = {0, 1, 18, 1000, 49999, 70001, n};
     for (size_t i = 0; i + 1 < cuts.size(); ++i) {
       const auto part = [&](const Tensor& all) {
         return all.view().rows(cuts[i], cuts[i + 1] - cuts[i]);
       };
-      run(context, adamw, step_at(9, first + cuts[i]), part(cut.master), part(cut.m), part(cut.v),
-          part(grad), AnyView{});
+      run(context, adamw, step_at(9, first + cuts[i]), half_scale(), part(cut.master), part(cut.m),
+          part(cut.v), part(grad), AnyView{});
     }
     check_same_bits("master", cut.master, whole.master);
     check_same_bits("m", cut.m, whole.m);
@@ -192,7 +201,7 @@ TEST_CASE("the mean square of a long run arrives where rounding to nearest stand
   Tensor grad(DType::kF32, {kN});
   for (int64_t i = 0; i < kN; ++i) grad.as<float>()[i] = 2.0f;
   for (int64_t step = 1; step <= kSteps; ++step) {
-    adamw(context, step_at(step, 0), master, m, v, grad, AnyView{});
+    adamw(context, step_at(step, 0), half_scale(), master, m, v, grad, AnyView{});
   }
   double mean_m = 0, mean_v = 0, square_v = 0;
   for (int64_t i = 0; i < kN; ++i) {
@@ -210,10 +219,11 @@ TEST_CASE("the mean square of a long run arrives where rounding to nearest stand
 TEST_CASE("adamw names moments that do not fit", "[adamw]") {
   Context context(test_options(default_isa(), 1));
   const Tensor a(DType::kF32, {4}), half(DType::kBF16, {4}), code(DType::kI8, {4});
-  CHECK_THROWS_AS(adamw(context, {}, a, half, a, a, AnyView{}), ShapeError);
-  CHECK_THROWS_AS(adamw(context, {}, a, code, code, a, AnyView{}), ShapeError);
-  CHECK_THROWS_AS(adamw(context, {}, half, half, half, a, AnyView{}), ShapeError);
-  CHECK_THROWS_AS(adamw(context, {.first_element = -1}, a, half, half, a, AnyView{}), ShapeError);
+  CHECK_THROWS_AS(adamw(context, {}, {}, a, half, a, a, AnyView{}), ShapeError);
+  CHECK_THROWS_AS(adamw(context, {}, {}, a, code, code, a, AnyView{}), ShapeError);
+  CHECK_THROWS_AS(adamw(context, {}, {}, half, half, half, a, AnyView{}), ShapeError);
+  CHECK_THROWS_AS(adamw(context, {.first_element = -1}, {}, a, half, half, a, AnyView{}),
+                  ShapeError);
 }
 
 }  // namespace

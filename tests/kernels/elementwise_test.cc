@@ -94,6 +94,21 @@ TEST_CASE("add and scale round once, in place or not", "[elementwise]") {
   }
 }
 
+TEST_CASE("add of counts is exact", "[elementwise]") {
+  for_each_backend([&](Context& context) {
+    for (int64_t n : {0, 1, 33, 70001}) {
+      Tensor a(DType::kI64, {n}), b(DType::kI64, {n}), sum(DType::kI64, {n});
+      for (int64_t i = 0; i < n; ++i) {
+        a.as<int64_t>()[i] = (int64_t{1} << 60) + i;
+        b.as<int64_t>()[i] = -3 * i;
+        sum.as<int64_t>()[i] = (int64_t{1} << 60) - 2 * i;
+      }
+      run(context, add, a, b, a);
+      check_same_bits("a", a, sum);
+    }
+  });
+}
+
 TEST_CASE("fill_zero writes its own bytes and no others", "[elementwise]") {
   for_each_backend([&](Context& context) {
     for (int64_t n : {int64_t{0}, int64_t{1}, int64_t{63}, int64_t{4096}, int64_t{131073},

@@ -318,6 +318,34 @@ TEST_CASE("balance_losses makes losses, loads and a gradient of counts and sums"
   });
 }
 
+TEST_CASE("balance_bias moves each bias by the rate against its load", "[router]") {
+  for_each_backend([&](Context& context) {
+    for (int64_t experts : {1, 3, 64, 300}) {
+      Tensor load(DType::kI64, {experts}), scale(DType::kF32, {1});
+      Tensor bias = random_tensor(DType::kF32, {experts}, "bias");
+      int64_t total = 0;
+      for (int64_t e = 0; e < experts; ++e) {
+        load.as<int64_t>()[e] = (int64_t{1} << 40) + e * e % 7;
+        total += load.as<int64_t>()[e];
+      }
+      scale.as<float>()[0] = std::nanf("");
+      const Tensor before = copy_of(bias);
+      run(context, balance_bias, load, 0.01, scale, bias);
+      check_same_bits("bias of a skipped step", bias, before);
+      Tensor expected = copy_of(bias);
+      for (int64_t e = 0; e < experts; ++e) {
+        const int64_t excess = load.as<int64_t>()[e] * experts - total;
+        expected.as<float>()[e] += excess > 0 ? -0.01f : excess < 0 ? 0.01f : 0.0f;
+      }
+      scale.as<float>()[0] = 0.5f;
+      run(context, balance_bias, load, 0.01, scale, bias);
+      check_same_bits("bias", bias, expected);
+      run(context, balance_bias, load, 0.0, AnyView{}, bias);
+      check_same_bits("bias without a rate", bias, expected);
+    }
+  });
+}
+
 TEST_CASE("a token's routing does not depend on its neighbours or on threads", "[router]") {
   for (Isa isa : supported_isas()) {
     const Case c{2000, 24, {.top_k = 3}, true};

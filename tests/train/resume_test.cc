@@ -1,4 +1,5 @@
 #include <catch2/catch.hpp>
+#include <cstring>
 #include <filesystem>
 
 #include "tests/train/folder_run.h"
@@ -124,6 +125,37 @@ TEST_CASE("a folder that holds a run is not written over") {
   CHECK_THROWS_AS(run(config, {.ranks = 1}, {.folder = folder}), ConfigError);
   CHECK(run(config, {.ranks = 1}, {.folder = folder, .resume = true}).complete);
   std::filesystem::remove_all(folder);
+}
+
+TEST_CASE("a skipped step changes nothing but the count of steps") {
+  RunConfig config = tiny_run(Precision::kFp32);
+  config.train.optimizer.learning_rate = 1e30;
+  config.train.optimizer.clip = 0;
+  const TokenDataset dataset(config.data.paths);
+  config = resolve_config(config, dataset);
+  const auto world = make_self_communicator();
+  Context context({.threads = 1, .scratch_bytes = size_t{1} << 28});
+  Trainer trainer(config, dataset, *world, context);
+  const auto values = [&] {
+    std::vector<float> all;
+    for (const auto& p : trainer.parameters().all()) {
+      const View<float> value = p->value.as<float>();
+      all.insert(all.end(), value.data(), value.data() + value.elements());
+    }
+    return all;
+  };
+  const std::vector<float> first = values();
+  CHECK_FALSE(trainer.step().skipped);
+  const std::vector<float> after = values();
+  CHECK(std::memcmp(after.data(), first.data(), after.size() * sizeof(float)) != 0);
+  for (int64_t step = 1; step < 4; ++step) {
+    const StepResult result = trainer.step();
+    CHECK(result.skipped);
+    CHECK(result.step == step);
+    CHECK(trainer.counters().bad_steps == step);
+    const std::vector<float> now = values();
+    CHECK(std::memcmp(now.data(), after.data(), now.size() * sizeof(float)) == 0);
+  }
 }
 
 TEST_CASE("gradients that are not finite are skipped and counted, and end the run in the end") {

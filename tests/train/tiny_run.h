@@ -96,6 +96,7 @@ struct RankLayout {
   int threads = 1;
   DeviceType device = DeviceType::kCpu;  // an accelerator is shared by all ranks
   bool late = false;                     // exchanges take place when they are waited for
+  int64_t steps_ahead = 0;               // begun before the numbers of the first are asked for
 };
 
 // One rank's context, and the communicator for tensors on its device.
@@ -127,8 +128,10 @@ inline Trained train(RunConfig config, const RankLayout& layout, int64_t steps =
     Trainer trainer(config, dataset, world, own.context);
     const int64_t last = steps > 0 ? steps : trainer.plan().steps;
     for (int64_t s = 0; s < last; ++s) {
-      const StepResult r = trainer.step();
-      if (world.rank() == 0) {
+      trainer.begin_step();
+      while (trainer.pending_steps() > (s + 1 < last ? layout.steps_ahead : 0)) {
+        const StepResult r = trainer.finish_step();
+        if (world.rank() != 0) continue;
         for (double x : {r.loss, r.aux_loss, r.z_loss, r.gradient_norm, r.learning_rate}) {
           trained.numbers.push_back(x);
         }
