@@ -97,6 +97,33 @@ void unit_offsets(Context& context, AnyView offsets_E, AnyView token_R,
   kernels(context).unit_offsets(context, offsets_E, token_R, units, offsets_EU);
 }
 
+void renumber(Context& context, AnyView index, std::span<const int32_t> number, AnyView out) {
+  const TraceScope span(context, "renumber");
+  constexpr const char* kOp = "renumber";
+  check::type(context, kOp, "index", index, {DType::kI32});
+  check::same(context, kOp, "out", out, "index", index);
+  indices(kOp, "index", index, 0, static_cast<int64_t>(number.size()));
+  kernels(context).renumber(context, index, number, out);
+}
+
+void interleave_rows(Context& context, std::span<const int64_t> counts_PeU, int64_t experts,
+                     int64_t units, AnyView order_R, AnyView place_R) {
+  const TraceScope span(context, "interleave_rows");
+  constexpr const char* kOp = "interleave_rows";
+  check::type(context, kOp, "order_R", order_R, {DType::kI32});
+  check::same(context, kOp, "place_R", place_R, "order_R", order_R);
+  if (experts < 1 || units < 1 ||
+      static_cast<int64_t>(counts_PeU.size()) % (experts * units) != 0) {
+    throw ShapeError(
+        "{}: {} counts for {} expert(s) of {} unit(s), must be as many from each source", kOp,
+        counts_PeU.size(), experts, units);
+  }
+  int64_t rows = 0;
+  for (int64_t count : counts_PeU) rows += count;
+  check::elements(kOp, "order_R", order_R, rows);
+  kernels(context).interleave_rows(context, counts_PeU, experts, units, order_R, place_R);
+}
+
 void gather_rows(Context& context, AnyView x_TD, AnyView source_R, AnyView y_RD) {
   const TraceScope span(context, "gather_rows");
   constexpr const char* kOp = "gather_rows";

@@ -27,6 +27,17 @@ void route_plan(Context& context, AnyView expert_TK, int64_t experts, int64_t ca
 void unit_offsets(Context& context, AnyView offsets_E, AnyView token_R,
                   std::span<const int64_t> units, AnyView offsets_EU);
 
+// out[i] = number[index[i]]; int32, of one size.
+void renumber(Context& context, AnyView index, std::span<const int32_t> number, AnyView out);
+
+// Between the order in which rows arrive from ranks, (source, expert, unit), and that in which
+// experts read them, (expert, source, unit); of each kind counts_PeU rows, of as many sources as
+// counts are given for:
+//   order_R [R] int32    the arrived row that is row r of the experts
+//   place_R [R] int32    its inverse
+void interleave_rows(Context& context, std::span<const int64_t> counts_PeU, int64_t experts,
+                     int64_t units, AnyView order_R, AnyView place_R);
+
 // y_RD[r] = x_TD[source_R[r]]                    fp32, bf16 or int8; source_R int32 in [0, rows)
 void gather_rows(Context& context, AnyView x_TD, AnyView source_R, AnyView y_RD);
 

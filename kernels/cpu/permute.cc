@@ -1,5 +1,6 @@
 #include "kernels/tables/permute.h"
 
+#include "kernels/common/row_runs.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/row_copy.h"
 
@@ -84,6 +85,23 @@ void unit_offsets(Context&, AnyView offsets_E, AnyView token_R, std::span<const 
     }
   }
   out[experts * count] = offsets[experts];
+}
+
+void renumber(Context&, AnyView index, std::span<const int32_t> number, AnyView out) {
+  const View<const int32_t> from = index.as<const int32_t>();
+  const View<int32_t> to = out.as<int32_t>();
+  for (int64_t i = 0; i < from.elements(); ++i) to[i] = number[static_cast<size_t>(from[i])];
+}
+
+void interleave_rows(Context&, std::span<const int64_t> counts_PeU, int64_t experts, int64_t units,
+                     AnyView order_R, AnyView place_R) {
+  const View<int32_t> order = order_R.as<int32_t>(), place = place_R.as<int32_t>();
+  for (const RowRun& run : interleaved_runs(counts_PeU, experts, units)) {
+    for (int32_t i = 0; i < run.rows; ++i) {
+      order[run.row + i] = run.arrived + i;
+      place[run.arrived + i] = run.row + i;
+    }
+  }
 }
 
 void gather_rows(Context& context, AnyView x, AnyView source, AnyView y) {
@@ -221,6 +239,7 @@ void combine_backward(Context& context, AnyView dy, AnyView x, AnyView row, AnyV
 
 template <>
 const PermuteKernels cpu::Table<PermuteKernels, cpu::kThisIsa>::value = {
-    &route_plan, &unit_offsets, &gather_rows, &combine, &combine_backward};
+    &route_plan,  &unit_offsets, &renumber,        &interleave_rows,
+    &gather_rows, &combine,      &combine_backward};
 
 }  // namespace degu

@@ -7,6 +7,7 @@
 #include "kernels/cuda/pack.cuh"
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/route_plan.cuh"
+#include "kernels/cuda/row_order.cuh"
 #include "kernels/cuda/table.h"
 
 namespace degu {
@@ -173,6 +174,7 @@ void combine_backward(Context& context, AnyView dy, AnyView x, AnyView row, AnyV
 
 template <>
 const PermuteKernels cuda::Table<PermuteKernels>::value = {
-    &cuda::route_plan, &cuda::unit_offsets, &gather_rows, &combine, &combine_backward};
+    &cuda::route_plan, &cuda::unit_offsets, &cuda::renumber, &cuda::interleave_rows, &gather_rows,
+    &combine,          &combine_backward};
 
 }  // namespace degu

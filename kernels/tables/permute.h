@@ -14,6 +14,9 @@ struct PermuteKernels {
                      AnyView token_R, int64_t* dropped);
   void (*unit_offsets)(Context&, AnyView offsets_E, AnyView token_R, std::span<const int64_t> units,
                        AnyView offsets_EU);
+  void (*renumber)(Context&, AnyView index, std::span<const int32_t> number, AnyView out);
+  void (*interleave_rows)(Context&, std::span<const int64_t> counts_PeU, int64_t experts,
+                          int64_t units, AnyView order_R, AnyView place_R);
   void (*gather_rows)(Context&, AnyView x_TD, AnyView source_R, AnyView y_RD);
   void (*combine)(Context&, AnyView x_RD, AnyView row_TK, AnyView gate_TK, AnyView add_TD,
                   AnyView y_TD);

@@ -101,6 +101,12 @@ float Transformer::logit_multiplier() const {
   return static_cast<float>(shape_.mup_base_width) / static_cast<float>(shape_.width);
 }
 
+void Transformer::set_exchange_chunks(int64_t chunks) {
+  for (Block& block : blocks_) {
+    if (block.moe) block.moe->set_exchange_chunks(chunks);
+  }
+}
+
 Activations Transformer::take(Arena& arena, int64_t tokens, int64_t balance_groups,
                               Keep keep) const {
   const DType type = parameters_.activation();

@@ -82,6 +82,8 @@ class Transformer {
   const ModelShape& shape() const { return shape_; }
   // muP's factor on the logits.
   float logit_multiplier() const;
+  // Between passes: ExpertSpread::chunks of all layers from now on.
+  void set_exchange_chunks(int64_t chunks);
 
   // For passes of at most so many tokens and balance groups; 0 groups: nothing is measured of the
   // balance, and its losses have no gradient.

@@ -50,7 +50,6 @@ Dispatch::Dispatch(const ExpertSpread& spread, int64_t experts, int64_t top_k,
       top_k_(top_k),
       unit_slots_(spread.unit_slots),
       headroom_(spread.headroom),
-      chunks_(ranks_ == 1 ? 1 : spread.chunks),
       slot_E_(slot_E.begin(), slot_E.end()) {
   if (experts_ % ranks_ != 0) {
     throw ConfigError(
@@ -58,7 +57,13 @@ Dispatch::Dispatch(const ExpertSpread& spread, int64_t experts, int64_t top_k,
         "as a divisor of model.moe.experts",
         experts_, ranks_);
   }
+  set_chunks(spread.chunks);
+}
+
+void Dispatch::set_chunks(int64_t chunks) {
+  chunks_ = ranks_ == 1 ? 1 : chunks;
   DEGU_DCHECK(chunks_ >= 1 && chunks_ <= std::max<int64_t>(1, experts_here()));
+  place_of_slot_.clear();
   if (chunks_ == 1) return;
   std::vector<int> chunk_E;
   for (int64_t slot = 0; slot < experts_; ++slot) chunk_E.push_back(chunk_of(slot));
@@ -110,12 +115,7 @@ AnyView Dispatch::placed(Context& context, AnyView expert_TK,
                          std::span<const int32_t> place_E) const {
   if (place_E.empty()) return expert_TK;
   const AnyView place_TK = context.scratch().take(DType::kI32, expert_TK.shape);
-  const OnHost experts(context, expert_TK);
-  const OnHost places = OnHost::unfilled(context, place_TK);
-  const View<const int32_t> expert = experts.as<const int32_t>();
-  const View<int32_t> place = places.as<int32_t>();
-  for (int64_t i = 0; i < expert.elements(); ++i) place[i] = place_E[at(expert[i])];
-  places.put_back();
+  renumber(context, expert_TK, place_E, place_TK);
   return place_TK;
 }
 
@@ -253,9 +253,30 @@ std::vector<DispatchRound> Dispatch::make_rounds(std::span<const int64_t> sent_P
   return rounds;
 }
 
+// By slot and unit. The device has `meanwhile` to do while the numbers travel, and the host waits
+// for them alone.
+std::vector<int64_t> Dispatch::count_sent(Context& context, AnyView offsets_EU,
+                                          DispatchState& state,
+                                          const std::function<void()>& meanwhile) const {
+  if (!state.counts) state.counts = std::make_shared<Downloads>(context);
+  state.counts->clear();
+  const View<const int64_t> begin = state.counts->add(offsets_EU).as<const int64_t>();
+  state.counts->close();
+  meanwhile();
+  state.counts->wait();
+  std::vector<int64_t> sent_EU(at(experts_ * state.units));
+  for (size_t i = 0; i < sent_EU.size(); ++i) {
+    const size_t e = i / at(state.units);
+    const int64_t place = place_of_slot_.empty() ? static_cast<int64_t>(e) : place_of_slot_[e];
+    const int64_t from = place * state.units + static_cast<int64_t>(i % at(state.units));
+    sent_EU[i] = begin[from + 1] - begin[from];
+  }
+  return sent_EU;
+}
+
 void Dispatch::plan(Context& context, AnyView expert_TK, int64_t capacity,
                     std::span<const int64_t> capacity_offsets, const UnitSegments& units,
-                    DispatchState& state) const {
+                    DispatchState& state, const std::function<void()>& meanwhile) const {
   const ScratchScope scope(context.scratch());
   const AnyView dropped = context.scratch().take(DType::kI64, {1});
   const auto sort = [&](std::span<const int32_t> place_of_slot) {
@@ -269,19 +290,12 @@ void Dispatch::plan(Context& context, AnyView expert_TK, int64_t capacity,
   state.resident =
       context.device() == DeviceType::kPlan || (context.device() == DeviceType::kCuda && whole);
   const int64_t most = ranks_ == 1 ? expert_TK.elements() : state.order_R.elements();
-  if (state.resident) return plan_resident(expert_TK.elements(), most, state);
-
-  std::vector<int64_t> sent_EU(at(experts_ * state.units));
-  {
-    const OnHost offsets(context, offsets_by_unit(context, units, state));
-    const View<const int64_t> begin = offsets.as<const int64_t>();
-    for (size_t i = 0; i < sent_EU.size(); ++i) {
-      const size_t e = i / at(state.units);
-      const int64_t place = place_of_slot_.empty() ? static_cast<int64_t>(e) : place_of_slot_[e];
-      const int64_t from = place * state.units + static_cast<int64_t>(i % at(state.units));
-      sent_EU[i] = begin[from + 1] - begin[from];
-    }
+  if (state.resident) {
+    meanwhile();
+    return plan_resident(expert_TK.elements(), most, state);
   }
+  std::vector<int64_t> sent_EU =
+      count_sent(context, offsets_by_unit(context, units, state), state, meanwhile);
   state.dropped = expert_TK.elements() - sum(sent_EU);
   const std::vector<int64_t> sent_PEU = gather_counts(context, sent_EU, state);
   const std::vector<int> turn_PE = assign_turns(sent_PEU, most, state.units);
@@ -296,32 +310,11 @@ void Dispatch::plan(Context& context, AnyView expert_TK, int64_t capacity,
 void Dispatch::begin(Context& context, const DispatchState& state,
                      const DispatchRound& round) const {
   if (ranks_ == 1 || state.resident) return;
-  const int64_t here = experts_here();
-  const int64_t units = state.units;
-  const OnHost orders = OnHost::unfilled(context, state.order_R.rows(0, round.rows));
-  const OnHost places = OnHost::unfilled(context, state.place_R.rows(0, round.rows));
   for (const DispatchChunk& chunk : round.chunks) {
-    const View<int32_t> order = orders.view().rows(chunk.first_row, chunk.rows).as<int32_t>();
-    const View<int32_t> place = places.view().rows(chunk.first_row, chunk.rows).as<int32_t>();
-    const std::vector<int64_t>& counts = chunk.received_PeU;
-    std::vector<int64_t> arrival(counts.size() + 1, 0);
-    std::partial_sum(counts.begin(), counts.end(), arrival.begin() + 1);
-    int64_t row = 0;
-    for (int64_t e = 0; e < here; ++e) {
-      for (int64_t p = 0; p < ranks_; ++p) {
-        for (int64_t u = 0; u < units; ++u) {
-          const size_t from = at((p * here + e) * units + u);
-          for (int64_t i = 0; i < counts[from]; ++i) {
-            order[row + i] = static_cast<int32_t>(arrival[from] + i);
-            place[arrival[from] + i] = static_cast<int32_t>(row + i);
-          }
-          row += counts[from];
-        }
-      }
-    }
+    interleave_rows(context, chunk.received_PeU, experts_here(), state.units,
+                    state.order_R.rows(chunk.first_row, chunk.rows),
+                    state.place_R.rows(chunk.first_row, chunk.rows));
   }
-  orders.put_back();
-  places.put_back();
 }
 
 Work Dispatch::leave_for_experts(Context& context, AnyView sent_RD, const DispatchState& state,

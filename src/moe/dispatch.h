@@ -16,12 +16,14 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <span>
 #include <vector>
 
 #include "comm/communicator.h"
 #include "kernels/api/rows.h"
 #include "tensor/context.h"
+#include "tensor/device.h"
 
 namespace degu {
 
@@ -62,6 +64,7 @@ struct DispatchState {
   int64_t units = 1;  // per slot
   std::vector<DispatchRound> rounds;
   // expert side, of the round that `begin` was called for last; unused with one rank
+  std::shared_ptr<Downloads> counts;  // for the host, of `plan`
   AnyView order_R;  // int32: received row of each expert-side row, within its chunk
   AnyView place_R;  // int32: its inverse
   // In which the host waited for rows between ranks since `plan` began, and so for slower ranks.
@@ -101,6 +104,9 @@ class Dispatch {
   Dispatch(const ExpertSpread& spread, int64_t experts, int64_t top_k,
            std::span<const int32_t> slot_E = {});
 
+  // Between passes: in how many chunks rows travel from now on.
+  void set_chunks(int64_t chunks);
+
   int ranks() const { return ranks_; }
   int64_t experts_here() const { return experts_ / ranks_; }
   int64_t slots() const { return unit_slots_ ? ranks_ : 1; }
@@ -112,10 +118,11 @@ class Dispatch {
   // Decides where every row goes, in which round and chunk; ranks tell each other how many to
   // expect. `units` are this rank's token rows (one group, one slot). capacity 0: dropless. On an
   // accelerator the host waits for the counts once, and not at all when all experts are here and
-  // nothing is dropped.
-  void plan(Context& context, AnyView expert_TK, int64_t capacity,
-            std::span<const int64_t> capacity_offsets, const UnitSegments& units,
-            DispatchState& state) const;
+  // nothing is dropped; `meanwhile`, called once, gives the device what it can do beside that wait.
+  void plan(
+      Context& context, AnyView expert_TK, int64_t capacity,
+      std::span<const int64_t> capacity_offsets, const UnitSegments& units, DispatchState& state,
+      const std::function<void()>& meanwhile = [] {}) const;
 
   // The rows of each expert by slot and unit, for gradients. What is in scratch memory lives as
   // long as the caller's ScratchScope.
@@ -144,6 +151,8 @@ class Dispatch {
   AnyView offsets_by_unit(Context& context, const UnitSegments& units,
                           const DispatchState& state) const;
   void plan_resident(int64_t sent, int64_t received, DispatchState& state) const;
+  std::vector<int64_t> count_sent(Context& context, AnyView offsets_EU, DispatchState& state,
+                                  const std::function<void()>& meanwhile) const;
   // sent_EU of every rank of the group, in rank order.
   std::vector<int64_t> gather_counts(Context& context, std::vector<int64_t>& sent_EU,
                                      const DispatchState& state) const;
@@ -176,7 +185,7 @@ class Dispatch {
   int64_t top_k_;
   bool unit_slots_;
   double headroom_;
-  int64_t chunks_;
+  int64_t chunks_ = 1;
   std::vector<int32_t> slot_E_;
   std::vector<int32_t> place_of_slot_;  // by chunk; empty with one
 };

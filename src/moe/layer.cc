@@ -99,17 +99,18 @@ void MoeLayer::forward(Context& context, AnyView h_TD, AnyView add_TD, const Bat
 
   router_->route(context, h_TD, batch.tokens_T, routed);
   if (saved.replay_TK) router_->replay(context, saved.replay_TK.rows(0, tokens), routed);
-  if (saved.balance) {
-    measure_balance(context, routed, score_of(shape_.moe.router), groups.balance_offsets, weights,
-                    saved.balance.groups(groups.balance_groups()));
-  }
   dispatch_.plan(context, routed.expert_TK, capacity(groups), groups.capacity_offsets, groups.units,
-                 state);
+                 state, [&] {
+                   if (saved.balance) {
+                     measure_balance(context, routed, score_of(shape_.moe.router),
+                                     groups.balance_offsets, weights,
+                                     saved.balance.groups(groups.balance_groups()));
+                   }
+                   if (!shared_) return;
+                   shared_->forward(context, h_TD, add_TD, saved.shared.rows(tokens), y_TD);
+                   add_TD = y_TD;
+                 });
   run_experts(context, h_TD, saved);
-  if (shared_) {
-    shared_->forward(context, h_TD, add_TD, saved.shared.rows(tokens), y_TD);
-    add_TD = y_TD;
-  }
   combine(context, saved.experts.y_RD, state.row_TK.rows(0, tokens), routed.gate_TK, add_TD, y_TD);
 }
 

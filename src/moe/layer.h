@@ -55,6 +55,8 @@ class MoeLayer {
                       const ExpertActivations* experts = nullptr) const;
   ExpertActivations take_experts(Arena& arena, DType type, int64_t tokens) const;
   const Router& router() const { return *router_; }
+  // Between passes: ExpertSpread::chunks from now on.
+  void set_exchange_chunks(int64_t chunks) { dispatch_.set_chunks(chunks); }
 
   // y may be add. Collective over the expert-parallel group.
   void forward(Context& context, AnyView h_TD, AnyView add_TD, const Batch& batch,

@@ -153,6 +153,66 @@ TEST_CASE("unit_offsets finds where each unit's rows begin", "[permute]") {
   });
 }
 
+TEST_CASE("renumber looks numbers up", "[permute]") {
+  const std::vector<int32_t> number = {7, -1, 4, 4};
+  for_each_backend([&](Context& context) {
+    for (int64_t n : {0, 1, 300, 5000}) {
+      Tensor index(DType::kI32, {n}), out(DType::kI32, {n}), expected(DType::kI32, {n});
+      for (int64_t i = 0; i < n; ++i) {
+        const auto at = static_cast<size_t>(i * 7 % 4);
+        index.as<int32_t>()[i] = static_cast<int32_t>(at);
+        expected.as<int32_t>()[i] = number[at];
+      }
+      run(
+          context, [&](Context& at, AnyView from, AnyView to) { renumber(at, from, number, to); },
+          index, out);
+      check_same_bits("out", out, expected);
+    }
+  });
+}
+
+TEST_CASE("interleave_rows sorts arrived rows by expert, source and unit", "[permute]") {
+  struct Case {
+    int64_t sources, experts, units;
+  };
+  const Case cases[] = {{1, 1, 1}, {2, 3, 1}, {4, 2, 5}, {3, 4, 2}};
+  for_each_backend([&](Context& context) {
+    for (const Case& c : cases) {
+      const RandomStream stream(3, "counts");
+      std::vector<int64_t> counts;
+      // Every row as it arrives, with what it is sorted by.
+      std::vector<std::tuple<int64_t, int64_t, int64_t, int32_t>> rows;
+      for (int64_t p = 0; p < c.sources; ++p) {
+        for (int64_t e = 0; e < c.experts; ++e) {
+          for (int64_t u = 0; u < c.units; ++u) {
+            const auto count = static_cast<int64_t>(stream.below(counts.size(), 4) * 150);
+            counts.push_back(count);
+            for (int64_t i = 0; i < count; ++i) {
+              rows.emplace_back(e, p, u, static_cast<int32_t>(rows.size()));
+            }
+          }
+        }
+      }
+      std::sort(rows.begin(), rows.end());
+      const auto n = static_cast<int64_t>(rows.size());
+      Tensor order(DType::kI32, {n}), place(DType::kI32, {n});
+      run(
+          context,
+          [&](Context& at, AnyView order_R, AnyView place_R) {
+            interleave_rows(at, counts, c.experts, c.units, order_R, place_R);
+          },
+          order, place);
+      int64_t wrong = 0;
+      for (int64_t r = 0; r < n; ++r) {
+        const int32_t arrived = std::get<3>(rows[static_cast<size_t>(r)]);
+        wrong += order.as<int32_t>()[r] != arrived;
+        wrong += place.as<int32_t>()[arrived] != static_cast<int32_t>(r);
+      }
+      CHECK(wrong == 0);
+    }
+  });
+}
+
 struct Problem {
   Problem(Context& context, const PlanCase& c, DType type, int64_t width)
       : plan(plan_of(context, c, random_experts(c))),
@@ -325,6 +385,12 @@ TEST_CASE("permute operators name what does not fit", "[permute]") {
                   ShapeError);
   CHECK_THROWS_AS(unit_offsets(context, offsets, token, std::vector<int64_t>{0, 2}, dropped),
                   ShapeError);
+  const std::vector<int32_t> number = {1, 2};
+  token.as<int32_t>()[1] = 2;
+  CHECK_THROWS_AS(renumber(context, token, number, token), ShapeError);
+  const std::vector<int64_t> counts = {1, 2, 1};
+  CHECK_THROWS_AS(interleave_rows(context, counts, 2, 1, token, token), ShapeError);
+  CHECK_THROWS_AS(interleave_rows(context, counts, 1, 1, row.view().rows(0, 1), token), ShapeError);
   Tensor x(DType::kF32, {3, 8}), y(DType::kF32, {4, 8});
   token.as<int32_t>()[1] = 3;
   CHECK_THROWS_AS(gather_rows(context, x, token, y), ShapeError);
