@@ -4,53 +4,19 @@
 #include <thread>
 
 #include "comm/thread_comm.h"
+#include "tests/infer/answer.h"
 #include "tests/infer/small_bench.h"
 #include "tests/infer/small_tokenizer.h"
 
 namespace degu {
 namespace {
 
+using testing::Answer;
 using testing::Bench;
+using testing::random_prompt;
+using testing::run_alone;
 using testing::shape_for_text;
 using testing::small_tokenizer;
-
-// What came of a request, put together from its events.
-struct Answer {
-  std::vector<int32_t> tokens;
-  std::vector<float> logprobs;
-  std::vector<std::vector<int32_t>> experts;
-  std::string text;
-  std::optional<FinishReason> finish;
-  Usage usage;
-  int events_after_end = 0;
-
-  EventSink sink() {
-    return [this](Event&& event) {
-      events_after_end += finish.has_value();
-      for (const TokenRecord& t : event.tokens) {
-        tokens.push_back(t.token);
-        logprobs.push_back(t.logprob.value_or(0));
-        experts.push_back(t.experts_LK);
-      }
-      text += event.text();
-      finish = event.finish;
-      usage = event.usage;
-    };
-  }
-  bool same_as(const Answer& other) const {
-    return tokens == other.tokens && logprobs == other.logprobs && text == other.text &&
-           finish == other.finish;
-  }
-};
-
-std::vector<int32_t> random_prompt(uint64_t seed, uint64_t length) {
-  const RandomStream stream(seed, "prompt");
-  std::vector<int32_t> prompt;
-  for (uint64_t i = 0; i < length; ++i) {
-    prompt.push_back(static_cast<int32_t>(3 + stream.below(i, 297)));
-  }
-  return prompt;
-}
 
 // Requests of every kind: lengths around pages, shared beginnings, all samplers.
 Request varied_request(uint64_t i) {
@@ -72,14 +38,6 @@ Request varied_request(uint64_t i) {
   if (draw.below(11, 4) == 0) r.echo = true;
   r.ignore_eos = draw.below(12, 2) == 0;
   return r;
-}
-
-Answer run_alone(Engine& engine, const Request& request) {
-  Answer answer;
-  engine.submit(request, answer.sink());
-  while (engine.step()) {
-  }
-  return answer;
 }
 
 constexpr size_t kRequests = 24;

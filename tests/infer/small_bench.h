@@ -15,15 +15,17 @@ inline ModelShape shape_for_text() {
 
 // A model with random weights and everything an engine needs.
 struct Bench {
-  Context context{ContextOptions{.threads = 2}};
+  Context context;
   ParameterSet parameters;
   Transformer model;
   ModelRunner runner;
   LocalLane lane;
 
   explicit Bench(int32_t pages, PassLimits limits = {.rows = 48, .logit_rows = 40},
-                 const ModelShape& shape = shape_for_text(), uint64_t seed = 7)
-      : parameters(context, shape, DType::kBF16, {0, shape.moe.experts}, false),
+                 const ModelShape& shape = shape_for_text(), uint64_t seed = 7,
+                 const ContextOptions& options = {.threads = 2})
+      : context(options),
+        parameters(context, shape, DType::kBF16, {0, shape.moe.experts}, false),
         model(filled(seed)),
         runner(context, parameters, model, limits, DType::kBF16, pages),
         lane(context, runner) {}
