@@ -24,7 +24,7 @@ namespace {
 // each.
 constexpr size_t kRoundBytes = size_t{64} << 20;
 // In bf16 they are half as large and are widened beside.
-constexpr size_t kSumBytes = 2 * kRoundBytes;
+static_assert(kNcclSumBytes == 2 * kRoundBytes);
 
 int64_t total(Counts counts) {
   return std::accumulate(counts.begin(), counts.end(), int64_t{0});
@@ -325,8 +325,9 @@ std::unique_ptr<Communicator> make_nccl_communicator(Communicator& control, Cont
   if (context.device() != DeviceType::kCuda) {
     throw DeviceError("NCCL works on GPU memory and the context is on the host");
   }
-  return std::make_unique<NcclCommunicator>(
-      control, std::make_shared<NcclStream>(context, kSumBytes), std::make_shared<NcclWatchdog>());
+  return std::make_unique<NcclCommunicator>(control,
+                                            std::make_shared<NcclStream>(context, kNcclSumBytes),
+                                            std::make_shared<NcclWatchdog>());
 }
 
 }  // namespace degu

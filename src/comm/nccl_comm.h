@@ -9,8 +9,8 @@
 // waits for a large reduction that was asked for before it.
 //
 // Sums in tree order are made of an exchange and a sum of our own in that order (comm/tree.h),
-// since NCCL's own order depends on its algorithm; Order::kAny in fp32 is NCCL's. What NCCL does
-// not carry as the contract wants it (sums of integers and fp64, kMax, kMin) goes by way of the
+// since NCCL's own order depends on its algorithm; Order::kAny in fp32, fp64 and integers is
+// NCCL's. What neither carries (kMax, kMin; tree order in fp64 and integers) goes by way of the
 // host.
 //
 // A collective that fails, or that a rank never enters, ends the process with one line that names
@@ -25,6 +25,10 @@ namespace degu {
 
 // Whether this build has NCCL.
 bool nccl_built();
+
+// GPU memory through which sums in tree order pass, of all groups of a process; NCCL's own memory
+// comes beside it.
+inline constexpr size_t kNcclSumBytes = size_t{128} << 20;
 
 // `control` carries NCCL's id, views on the host, and all small host data; it outlives the
 // communicator. Collective. DeviceError without NCCL in the build, CommError when NCCL cannot

@@ -1,9 +1,11 @@
 #include "train/layout_plan.h"
 
 #include <algorithm>
+#include <limits>
 #include <optional>
 
 #include "comm/mesh.h"
+#include "comm/nccl_comm.h"
 #include "shape/accounting.h"
 #include "train/rank_objects.h"
 
@@ -70,14 +72,19 @@ double rows_seconds(const RunConfig& config, const ClusterSpec& cluster, const L
   const int ep = config.cluster.expert_parallel;
   if (ep < 2) return 0;
   const ModelShape& shape = config.model;
-  const auto chunks = static_cast<double>(config.cluster.exchange_chunks);
   const double rows = static_cast<double>(plan.micro_tokens()) * shape.moe.top_k * (ep - 1) / ep;
   const double bytes = rows * shape.width * value_bytes(config) * a.imbalance;
   const double exchanges = config.train.recompute == Recompute::kNone ? 4 : 6;
-  const double first = exchanges * static_cast<double>(plan.micro_batches) * moe_layers *
-                       exchange_seconds(cluster, ep, nodes_of(cluster, ep, 1), bytes / chunks);
   const bool beside = config.cluster.device == DeviceType::kCuda;
-  return first + std::max(0.0, (chunks - 1) * first - (beside ? products : 0));
+  double quickest = std::numeric_limits<double>::infinity();
+  for (const int64_t n : exchange_chunks(config)) {
+    const auto chunks = static_cast<double>(n);
+    const double first = exchanges * static_cast<double>(plan.micro_batches) * moe_layers *
+                         exchange_seconds(cluster, ep, nodes_of(cluster, ep, 1), bytes / chunks);
+    quickest =
+        std::min(quickest, first + std::max(0.0, (chunks - 1) * first - (beside ? products : 0)));
+  }
+  return quickest;
 }
 
 // Gradients travel to their shards and values come back, in fp32. With train.shard_gradients each
@@ -119,7 +126,10 @@ TrainingMemory training_memory(const RunConfig& config, const Layout& layout) {
   m.evaluation = static_cast<double>(objects.evaluation().reserved_bytes());
   m.gradients = static_cast<double>(objects.regions().gradient_bytes() + objects.norm().bytes());
   m.moments = static_cast<double>(objects.regions().moment_bytes());
-  m.scratch = static_cast<double>(planned.rehearse()) + (on_host ? 0 : kKernelScratch);
+  m.scratch = static_cast<double>(planned.rehearse());
+  if (on_host) return m;
+  m.scratch += kKernelScratch;
+  if (layout.ranks() > 1) m.scratch += static_cast<double>(kNcclSumBytes);
   return m;
 }
 

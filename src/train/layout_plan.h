@@ -21,7 +21,8 @@ struct TrainingMemory {
   double moments = 0;      // this rank's shard of AdamW's two
   double activations = 0;  // of one pass, rows of the experts for cluster.headroom
   double evaluation = 0;   // of one validation pass
-  double scratch = 0;      // what layers hold within a pass: rows on their way, one chunk of logits
+  double scratch = 0;  // what layers hold within a pass: rows on their way, one chunk of logits;
+                       // on a GPU also what kernels and sums over ranks take
   double total() const {
     return parameters + gradients + moments + activations + evaluation + scratch;
   }
