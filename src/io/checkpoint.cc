@@ -96,7 +96,8 @@ struct CheckpointWriter::Impl {
   int64_t reserved = kFileOverhead;  // bytes the file may grow to
   Json tensors = Json::object();     // this rank's: name → {dtype, shape, parts}
   Json attached = Json::array();
-  std::string failure = {};  // the first thing that went wrong with a file here
+  std::string failure = {};                  // the first thing that went wrong with a file here
+  std::optional<std::string> finished = {};  // close()'s report, once nothing is added any more
   bool committed = false;
 
   std::string path(const std::string& name) const { return partial + "/" + name; }
@@ -137,12 +138,17 @@ void CheckpointWriter::add(const std::string& name, AnyView whole) {
   impl_->store(name, Region::all(whole.shape), whole);
 }
 
+void CheckpointWriter::add(const std::string& name, const Region& region, AnyView part) {
+  impl_->store(name, region, part);
+}
+
 void CheckpointWriter::Impl::store(const std::string& name, const Region& region, AnyView part) {
   if (!valid_checkpoint_name(name)) throw ShapeError("checkpoint: '{}' is no tensor name", name);
   if (part.device != DeviceType::kCpu)
     throw ShapeError("checkpoint: '{}' is not in host memory", name);
   if (!region.inside())
     throw ShapeError("checkpoint: '{}': {} is not inside it", name, region.str());
+  DEGU_DCHECK(!finished);
   if (!failure.empty()) return;
   try {
     write_part(name, region, part);
@@ -250,14 +256,23 @@ Manifest CheckpointWriter::Impl::assemble(const std::vector<std::string>& report
   return manifest;
 }
 
+void CheckpointWriter::finish() {
+  Impl& self = *impl_;
+  if (self.finished || !self.failure.empty()) return;
+  try {
+    self.finished = self.close();
+  } catch (const Error& error) {
+    self.failure = error.what();
+  }
+}
+
 void CheckpointWriter::commit() {
   Impl& self = *impl_;
-  std::string report;
+  finish();
   run_together(self.comm, [&] {
     if (!self.failure.empty()) throw IoError("{}", self.failure);
-    report = self.close();
   });
-  const std::vector<std::string> reports = self.comm.gather_text(report);
+  const std::vector<std::string> reports = self.comm.gather_text(*self.finished);
   run_together(self.comm, [&] {
     if (self.comm.rank() != 0) return;
     const Manifest manifest = self.assemble(reports);

@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "comm/communicator.h"
+#include "io/region.h"
 #include "tensor/view.h"
 
 namespace degu {
@@ -32,6 +33,7 @@ inline constexpr std::string_view kOptimizerPrefix = "optimizer/";
 
 struct CheckpointManifest;
 
+// Used by one thread at a time.
 class CheckpointWriter {
  public:
   // `metadata` (step, counters, seeds; a JSON object, the same on all ranks) comes back from
@@ -53,9 +55,14 @@ class CheckpointWriter {
   void add_range(const std::string& name, Shape whole, int64_t begin, AnyView part);
   // All of it.
   void add(const std::string& name, AnyView whole);
+  // Any of these.
+  void add(const std::string& name, const Region& region, AnyView part);
   // A small named file. Any rank may attach; a name may be used once.
   void attach(const std::string& name, std::string_view content);
 
+  // Not collective: all that was added and attached is on the disk, and nothing is added any more;
+  // errors are kept. Without it, commit begins with this.
+  void finish();
   // Collective. On return the checkpoint stands under its name, replacing an older one of that
   // name. IoError or DataError, with the rank and its reason, on all ranks otherwise, and nothing
   // remains of it.

@@ -29,11 +29,20 @@ FlatLayout flat_layout(const ParameterRegion& region, ExpertRange experts, int s
 
 }  // namespace
 
+std::vector<int64_t> exchange_chunks(const RunConfig& config) {
+  const ClusterConfig& c = config.cluster;
+  if (c.exchange_chunks > 0) return {c.exchange_chunks};
+  std::vector<int64_t> all = {1};
+  const int64_t experts_here = config.model.moe.experts / c.expert_parallel;
+  while (all.back() < 8 && 2 * all.back() <= experts_here) all.push_back(2 * all.back());
+  return all;
+}
+
 ExpertSpread expert_spread(const RunConfig& config, Communicator& group) {
   return {.group = &group,
           .unit_slots = config.train.reproducible,
           .headroom = config.cluster.headroom,
-          .chunks = config.cluster.exchange_chunks};
+          .chunks = exchange_chunks(config).back()};
 }
 
 ExpertRange local_experts(const Layout& layout, const ModelShape& shape) {

@@ -63,7 +63,10 @@ class TrainedRegions : public BlockSink {
   LeafSink* head_sink_ = nullptr;
 };
 
-// How training spreads experts over `group`, the expert-parallel one.
+// What cluster.exchange_chunks allows, ascending: its value alone, or those to choose from.
+std::vector<int64_t> exchange_chunks(const RunConfig& config);
+// How training spreads experts over `group`, the expert-parallel one: in as many chunks as may be
+// wanted, for they take the most memory.
 ExpertSpread expert_spread(const RunConfig& config, Communicator& group);
 // The experts that this rank holds.
 ExpertRange local_experts(const Layout& layout, const ModelShape& shape);

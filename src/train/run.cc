@@ -18,6 +18,7 @@
 #include "io/atomic_file.h"
 #include "kernels/api/probe.h"
 #include "tensor/trace.h"
+#include "train/step_trial.h"
 
 namespace degu {
 namespace {
@@ -48,10 +49,10 @@ class StepClock {
 };
 
 // One run in progress on one rank.
-class Run {
+class TrainingRun {
  public:
-  Run(const RunConfig& config, const RunOptions& options, const TokenDataset& dataset,
-      Communicator& world, Context& context)
+  TrainingRun(const RunConfig& config, const RunOptions& options, const TokenDataset& dataset,
+              Communicator& world, Context& context)
       : options_(options),
         world_(world),
         context_(context),
@@ -61,7 +62,7 @@ class Run {
     trace_ = std::make_unique<Trace>();
     context.set_trace(trace_.get());
   }
-  ~Run() { context_.set_trace(nullptr); }
+  ~TrainingRun() { context_.set_trace(nullptr); }
 
   RunResult go();
 
@@ -71,16 +72,20 @@ class Run {
   void start();
   void restore(const std::string& folder);
   void write_front_matter();
+  bool background_written();
   void log_step(const StepResult& step);
   void count_rounds(const StepResult& step);
   void log_validation();
-  void save();
+  void save(bool beside);
+  void publish(const std::string& folder);
+  void commit_background(bool wait);
   void write_trace() const;
   void timed(const std::function<void()>& work);  // a part of a step
   void finish_steps(int64_t left);                // until so many are pending
   void note(const StepResult& step);
   bool due(int64_t every) const { return every > 0 && trainer_.next_step() % every == 0; }
   bool checkpoint_due() const;
+  void try_chunks(double seconds);
   std::string why_stop();
   double tokens_per_second() const;
 
@@ -91,6 +96,9 @@ class Run {
   Trainer trainer_;
   std::unique_ptr<MetricsLog> metrics_;
   std::unique_ptr<RouteLog> routes_;
+  std::unique_ptr<BackgroundCheckpoint> background_;
+  std::string background_folder_;
+  std::optional<StepTrial> chunks_;  // while cluster.exchange_chunks is being found
   std::unique_ptr<Trace> trace_;
   std::optional<Progress> progress_;
   RunResult result_;
@@ -103,7 +111,7 @@ class Run {
   int64_t validated_ = -1;    // steps done at the last validation
 };
 
-void Run::start() {
+void TrainingRun::start() {
   if (options_.peak_flops == 0) {
     options_.peak_flops = measure_peak_flops(world_, context_, trainer_.parameters().activation());
   }
@@ -127,6 +135,8 @@ void Run::start() {
       trainer_.load_weights(reader);
     });
   }
+  const std::vector<int64_t> chunks = exchange_chunks(trainer_.config());
+  if (chunks.size() > 1 && trainer_.config().cluster.expert_parallel > 1) chunks_.emplace(chunks);
   run_together(world_, [&] {
     if (!first()) return;
     write_front_matter();
@@ -138,7 +148,7 @@ void Run::start() {
   });
 }
 
-void Run::restore(const std::string& folder) {
+void TrainingRun::restore(const std::string& folder) {
   CheckpointReader reader(folder);
   const nlohmann::json& meta = reader.metadata();
   const std::string fingerprint = meta.at("data_fingerprint").get<std::string>();
@@ -156,7 +166,7 @@ void Run::restore(const std::string& folder) {
   result_.checkpoint = folder;
 }
 
-void Run::write_front_matter() {
+void TrainingRun::write_front_matter() {
   write_file_atomic(options_.folder + "/config.yaml", to_yaml(trainer_.config()));
   const nlohmann::json environment = {
       {"ranks", world_.size()},
@@ -169,11 +179,11 @@ void Run::write_front_matter() {
   write_file_atomic(options_.folder + "/environment.json", environment.dump(2) + "\n");
 }
 
-double Run::tokens_per_second() const {
+double TrainingRun::tokens_per_second() const {
   return own_seconds_ > 0 ? static_cast<double>(own_tokens_) / own_seconds_ : 0;
 }
 
-void Run::log_step(const StepResult& step) {
+void TrainingRun::log_step(const StepResult& step) {
   if (!first()) return;
   nlohmann::json line = to_json(step);
   line["tokens"] = (step.step + 1) * step.tokens;
@@ -184,7 +194,7 @@ void Run::log_step(const StepResult& step) {
   metrics_->write(line);
 }
 
-void Run::count_rounds(const StepResult& step) {
+void TrainingRun::count_rounds(const StepResult& step) {
   const bool none_before = extra_rounds_ == 0;
   for (const LayerHealth& layer : step.layers) extra_rounds_ += layer.extra_rounds;
   if (extra_rounds_ == 0 || !none_before || !first()) return;
@@ -195,7 +205,7 @@ void Run::count_rounds(const StepResult& step) {
       step.step, trainer_.config().cluster.headroom);
 }
 
-void Run::log_validation() {
+void TrainingRun::log_validation() {
   result_.validation = trainer_.validate();
   validated_ = trainer_.next_step();
   if (!first()) return;
@@ -204,7 +214,8 @@ void Run::log_validation() {
                    {"validation", to_json(result_.validation)}});
 }
 
-void Run::save() {
+void TrainingRun::save(bool beside) {
+  commit_background(/*wait=*/true);
   const Trainer::Counters counters = trainer_.counters();
   const nlohmann::json metadata = {{"next_step", counters.next_step},
                                    {"bad_steps", counters.bad_steps},
@@ -213,20 +224,48 @@ void Run::save() {
                                    {"seconds", seconds_},
                                    {"data_fingerprint", dataset_.fingerprint()}};
   const std::string folder = checkpoints() + "/" + checkpoint_name(counters.next_step);
-  CheckpointWriter writer(world_, folder, metadata);
-  trainer_.save(writer);
+  auto writer = std::make_unique<CheckpointWriter>(world_, folder, metadata);
   if (first()) {
-    writer.attach("config.yaml", to_yaml(trainer_.config()));
-    writer.attach("tokenizer.model", dataset_.tokenizer().model_bytes());
+    writer->attach("config.yaml", to_yaml(trainer_.config()));
+    writer->attach("tokenizer.model", dataset_.tokenizer().model_bytes());
   }
-  writer.commit();
+  std::vector<CheckpointPart> parts = trainer_.checkpoint_parts();
+  if (beside) {
+    background_ =
+        std::make_unique<BackgroundCheckpoint>(context_, std::move(writer), std::move(parts));
+    background_folder_ = folder;
+    return;
+  }
+  for (const CheckpointPart& part : parts) {
+    writer->add(part.name, part.region, OnHost(context_, part.values));
+  }
+  writer->commit();
+  publish(folder);
+}
+
+void TrainingRun::publish(const std::string& folder) {
   result_.checkpoint = folder;
   if (first() && options_.extra_checkpoints.empty()) {
     prune_checkpoints(checkpoints(), trainer_.config().train.keep_checkpoints);
   }
 }
 
-void Run::write_trace() const {
+// On all ranks.
+bool TrainingRun::background_written() {
+  const int64_t unwritten = background_->written() ? 0 : 1;
+  return (world_.size() > 1 ? max_over_ranks(world_, unwritten) : unwritten) == 0;
+}
+
+// The checkpoint that is being written beside the steps gets its name, if all ranks have written
+// it.
+void TrainingRun::commit_background(bool wait) {
+  if (!background_ || (!wait && !background_written())) return;
+  background_->commit();
+  background_.reset();
+  publish(background_folder_);
+}
+
+void TrainingRun::write_trace() const {
   if (!trace_) return;
   if (trace_->left_out() > 0) {
     log_warn("the trace is full: {} later operator calls are not in it", trace_->left_out());
@@ -235,7 +274,7 @@ void Run::write_trace() const {
                     trace_->json(world_.rank()));
 }
 
-std::string Run::why_stop() {
+std::string TrainingRun::why_stop() {
   int64_t code = 0;
   if (options_.max_minutes > 0 && wall_.seconds() > 60 * options_.max_minutes) code = 1;
   if (options_.stop_after > 0 && trainer_.next_step() >= options_.stop_after) code = 2;
@@ -252,7 +291,7 @@ std::string Run::why_stop() {
   }
 }
 
-void Run::timed(const std::function<void()>& work) {
+void TrainingRun::timed(const std::function<void()>& work) {
   StepClock clock;
   if (own_steps_ > 0) clock.step_took(own_seconds_ / static_cast<double>(own_steps_));
   const Timer timer;
@@ -261,7 +300,7 @@ void Run::timed(const std::function<void()>& work) {
   own_seconds_ += timer.seconds();
 }
 
-void Run::finish_steps(int64_t left) {
+void TrainingRun::finish_steps(int64_t left) {
   while (trainer_.pending_steps() > left) {
     StepResult step;
     timed([&] { step = trainer_.finish_step(); });
@@ -271,7 +310,7 @@ void Run::finish_steps(int64_t left) {
   }
 }
 
-void Run::note(const StepResult& step) {
+void TrainingRun::note(const StepResult& step) {
   if (routes_) routes_->write(trainer_.routes()->lines(step.step));
   result_.train_loss = step.loss;
   result_.skipped_steps += step.skipped;
@@ -296,13 +335,26 @@ void Run::note(const StepResult& step) {
                                    tokens_per_second(), 100 * utilisation));
 }
 
-bool Run::checkpoint_due() const {
+// A step of the trial took so long on this rank.
+void TrainingRun::try_chunks(double seconds) {
+  const int64_t slowest = max_over_ranks(world_, static_cast<int64_t>(seconds * 1e6));
+  chunks_->took(static_cast<double>(slowest) * 1e-6);
+  if (!chunks_->done()) return;
+  trainer_.set_exchange_chunks(chunks_->best());
+  if (first()) {
+    log_info("cluster.exchange_chunks {} is kept (median of a step: {})", chunks_->best(),
+             chunks_->str());
+  }
+  chunks_.reset();
+}
+
+bool TrainingRun::checkpoint_due() const {
   const auto& extra = options_.extra_checkpoints;
   return due(trainer_.config().train.checkpoint_every) ||
          std::find(extra.begin(), extra.end(), trainer_.next_step()) != extra.end();
 }
 
-RunResult Run::go() {
+RunResult TrainingRun::go() {
   start();
   stop_on_signals();
   int64_t saved = trainer_.next_step();
@@ -311,17 +363,22 @@ RunResult Run::go() {
   }
   while (!trainer_.finished()) {
     if (result_.stop_reason = why_stop(); !result_.stop_reason.empty()) break;
+    if (chunks_) trainer_.set_exchange_chunks(chunks_->next());
+    const double before = seconds_;
     timed([&] { trainer_.begin_step(); });
     const bool evaluate = due(trainer_.config().train.evaluate_every);
     const bool checkpoint = checkpoint_due();
-    finish_steps(evaluate || checkpoint ? 0 : trainer_.steps_ahead());
+    finish_steps(evaluate || checkpoint || chunks_ ? 0 : trainer_.steps_ahead());
+    if (chunks_) try_chunks(seconds_ - before);
     if (evaluate) log_validation();
+    commit_background(/*wait=*/false);
     if (checkpoint) {
-      save();
+      save(trainer_.config().train.async_checkpoint);
       saved = trainer_.next_step();
     }
   }
   finish_steps(0);
+  commit_background(/*wait=*/true);
   progress_.reset();
   if (extra_rounds_ > 0 && first()) {
     log_info("rows to experts took {} further rounds (cluster.headroom {})", extra_rounds_,
@@ -330,7 +387,8 @@ RunResult Run::go() {
   result_.complete = trainer_.finished();
   if (validated_ != trainer_.next_step() && result_.complete) log_validation();
   const bool wanted = result_.complete ? options_.final_checkpoint : true;
-  if (wanted && (saved != trainer_.next_step() || result_.checkpoint.empty())) save();
+  if (wanted && (saved != trainer_.next_step() || result_.checkpoint.empty()))
+    save(/*beside=*/false);
 
   result_.steps = trainer_.next_step();
   result_.tokens = result_.steps * trainer_.plan().tokens_per_step();
@@ -359,10 +417,10 @@ RunConfig resolve_config(RunConfig config, const TokenDataset& dataset) {
 std::string identity_text(const RunConfig& config) {
   // The lines of keys in the order in which they came, with their indentation; each occurs once in
   // a run's YAML.
-  constexpr std::array kLater = {"  record_routes",   "  replay_routes", "  recompute",
-                                 "  shard_gradients", "  device",        "    moments",
-                                 "  headroom",        "  all_to_all",    "  overlap_reduction",
-                                 "  exchange_chunks"};
+  constexpr std::array kLater = {"  record_routes",   "  replay_routes",   "  recompute",
+                                 "  shard_gradients", "  device",          "    moments",
+                                 "  headroom",        "  all_to_all",      "  overlap_reduction",
+                                 "  exchange_chunks", "  async_checkpoint"};
   std::string text = to_yaml(config);
   const std::string defaults = to_yaml(RunConfig{});
   for (const char* key : kLater) {
@@ -378,7 +436,7 @@ std::string identity_text(const RunConfig& config) {
 
 RunResult run_training(const RunConfig& config, const RunOptions& options,
                        const TokenDataset& dataset, Communicator& world, Context& context) {
-  return Run(config, options, dataset, world, context).go();
+  return TrainingRun(config, options, dataset, world, context).go();
 }
 
 nlohmann::json to_json(const RunResult& r) {

@@ -117,11 +117,11 @@ StepPlan plan_steps(const RunConfig& config, const Layout& layout) {
   }
   StepPlan plan;
   const int64_t experts_here = config.model.moe.experts / layout.expert_parallel();
-  if (config.cluster.exchange_chunks < 1 ||
+  if (config.cluster.exchange_chunks < 0 ||
       config.cluster.exchange_chunks > std::max<int64_t>(1, experts_here)) {
     throw ConfigError(
         "cluster.exchange_chunks is {}; with {} experts on each rank of an expert group it must be "
-        "at least 1 and at most as many",
+        "at most as many, or 0 to find the fastest",
         config.cluster.exchange_chunks, experts_here);
   }
   plan.batch_sequences = t.batch_sequences;

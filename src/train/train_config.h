@@ -108,6 +108,7 @@ struct TrainConfig {
   BalanceConfig balance;
   int64_t evaluate_every = 0;    // steps; 0: only at the end
   int64_t checkpoint_every = 0;  // steps; 0: only at the end
+  bool async_checkpoint = false;
   int keep_checkpoints = 2;
   int log_every = 10;
   int max_bad_steps = 10;
@@ -139,6 +140,9 @@ struct TrainConfig {
     f("balance", balance, "what keeps experts evenly loaded");
     f("evaluate_every", evaluate_every, "steps between validations; 0: only at the end");
     f("checkpoint_every", checkpoint_every, "steps between checkpoints; 0: only at the end");
+    f("async_checkpoint", async_checkpoint,
+      "checkpoints on the way are written by a thread beside the next steps, from a copy in the "
+      "host's memory; the last one is waited for");
     f("keep_checkpoints", keep_checkpoints, "how many of the newest checkpoints stay");
     f("log_every", log_every, "steps between lines of metrics.jsonl");
     f("max_bad_steps", max_bad_steps,
@@ -171,7 +175,8 @@ struct ClusterConfig {
     f("exchange_chunks", exchange_chunks,
       "runs into which the experts of a rank are parted, when experts are spread: rows of one run "
       "travel while the experts of another are computed (between GPUs; more memory for rows on "
-      "their way); at most the experts of a rank");
+      "their way); at most the experts of a rank; 0: the fastest of 1, 2, 4 and 8, as the first "
+      "steps show");
     f("all_to_all", all_to_all,
       "how rows travel to experts on several nodes: direct, two_stage (within nodes, then across), "
       "or auto (two stages where each node has equally many ranks of the group, two or more)");

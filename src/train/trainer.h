@@ -19,8 +19,8 @@
 
 #include "comm/mesh.h"
 #include "data/reader.h"
-#include "io/checkpoint.h"
 #include "model/transformer.h"
+#include "train/background_checkpoint.h"
 #include "train/evaluate.h"
 #include "train/gradient_norm.h"
 #include "train/pass.h"
@@ -78,6 +78,9 @@ class Trainer {
   int64_t pending_steps() const { return next_step_ - finished_steps_; }
   // How many steps may be pending when another begins: none on the CPU, where nothing is gained.
   int64_t steps_ahead() const { return context_.device_state() != nullptr && !routes_ ? 1 : 0; }
+  // From the next step on (cluster.exchange_chunks); the bits do not depend on it. The same on all
+  // ranks.
+  void set_exchange_chunks(int64_t chunks) { model_.set_exchange_chunks(chunks); }
   // The last step's, with train.record_routes; null without.
   const StepRoutes* routes() const { return routes_ ? &*routes_ : nullptr; }
   // Loss on the fixed validation set. Collective. What follows is for when no step is pending.
@@ -91,8 +94,8 @@ class Trainer {
   };
   Counters counters() const { return {next_step_, bad_steps_}; }
 
-  // Values and moments. Each rank adds what it holds; not collective.
-  void save(CheckpointWriter& writer);
+  // Values and moments: what this rank writes of them, as the next step will find them.
+  std::vector<CheckpointPart> checkpoint_parts();
   // Values and moments of a run with the same model, on any layout. Moments of the other type
   // (train.optimizer.moments) are converted, bf16 exactly and fp32 to the nearest, and a line of
   // the log says so. DataError when a tensor is missing or has another shape.

@@ -76,7 +76,8 @@ void Trainer::each_moment_run(const Visit& visit) {
   }
 }
 
-void Trainer::save(CheckpointWriter& writer) {
+std::vector<CheckpointPart> Trainer::checkpoint_parts() {
+  std::vector<CheckpointPart> parts;
   int turn[] = {0, 0};  // of all ranks, and of those that hold the same experts
   for (const TrainedRegion& state : regions_.all()) {
     const bool experts = state.region->kind == RegionKind::kExperts;
@@ -84,17 +85,16 @@ void Trainer::save(CheckpointWriter& writer) {
       const Parameter& p = *member;
       // Whole values are written by one of the ranks that hold them, in turn.
       if (turn[experts]++ % state.group->size() != state.group->rank()) continue;
-      const OnHost value(context_, p.value);
-      if (experts) {
-        writer.add(model_name(p), p.spec.shape, {parameters_.experts().begin, 0, 0}, value);
-      } else {
-        writer.add(model_name(p), value);
-      }
+      const Region region =
+          experts ? Region::box(p.spec.shape, {parameters_.experts().begin, 0, 0}, p.value.shape)
+                  : Region::all(p.spec.shape);
+      parts.push_back({model_name(p), region, p.value});
     }
   }
   each_moment_run([&](const std::string& name, Shape whole, int64_t begin, AnyView part) {
-    writer.add_range(name, whole, begin, OnHost(context_, part));
+    parts.push_back({name, Region::range(whole, begin, part.elements()), part});
   });
+  return parts;
 }
 
 void Trainer::load(CheckpointReader& reader, const Counters& counters) {

@@ -117,6 +117,59 @@ TEST_CASE("a checkpoint's moments become those of the run that goes on") {
   for (const std::string& folder : {first, second, third}) std::filesystem::remove_all(folder);
 }
 
+TEST_CASE("checkpoints that are written beside the steps hold what those between the steps hold") {
+  RunConfig config = tiny_run();
+  config.train.checkpoint_every = 3;
+  config.train.keep_checkpoints = 100;
+  for (int ranks : {1, 2}) {
+    const std::string between = fresh_folder(), beside = fresh_folder();
+    config.train.async_checkpoint = false;
+    run(config, {.ranks = ranks, .expert_parallel = ranks}, {.folder = between});
+    config.train.async_checkpoint = true;
+    const RunResult result =
+        run(config, {.ranks = ranks, .expert_parallel = ranks}, {.folder = beside});
+    CHECK(result.checkpoint == beside + "/checkpoints/" + checkpoint_name(20));
+    const auto expected = list_checkpoints(between + "/checkpoints");
+    const auto found = list_checkpoints(beside + "/checkpoints");
+    REQUIRE(expected.size() == 7);
+    REQUIRE(found.size() == expected.size());
+    for (size_t i = 0; i < found.size(); ++i) {
+      CHECK(found[i].step == expected[i].step);
+      check_same_checkpoint(expected[i].folder, found[i].folder);
+      CheckpointReader(found[i].folder).verify();
+    }
+    CHECK(losses(beside) == losses(between));
+    for (const std::string& folder : {between, beside}) std::filesystem::remove_all(folder);
+  }
+}
+
+TEST_CASE("a run that is stopped waits for the checkpoint that is being written") {
+  RunConfig config = tiny_run();
+  config.train.checkpoint_every = 4;
+  config.train.async_checkpoint = true;
+  const std::string whole = fresh_folder(), parts = fresh_folder();
+  const RunResult expected = run(config, {.ranks = 2}, {.folder = whole});
+  const RunResult first = run(config, {.ranks = 2}, {.folder = parts, .stop_after = 8});
+  CHECK(first.checkpoint == parts + "/checkpoints/" + checkpoint_name(8));
+  const RunResult second = run(config, {.ranks = 1}, {.folder = parts, .resume = true});
+  check_same_end({whole, expected}, {parts, second});
+}
+
+TEST_CASE("the search for the fastest number of chunks leaves no trace in a run") {
+  RunConfig config = tiny_run();
+  config.train.steps = 12;  // one that is not timed, three of each of 1, 2 and 4, two after them
+  config.model.moe.experts = 8;
+  std::vector<double> expected;
+  for (int64_t chunks : {1, 0}) {
+    config.cluster.exchange_chunks = chunks;
+    const std::string folder = fresh_folder();
+    run(config, {.ranks = 2, .expert_parallel = 2}, {.folder = folder});
+    if (chunks == 1) expected = losses(folder);
+    CHECK(losses(folder) == expected);
+    std::filesystem::remove_all(folder);
+  }
+}
+
 TEST_CASE("a folder that holds a run is not written over") {
   RunConfig config = tiny_run();
   config.train.steps = 2;

@@ -57,7 +57,7 @@ TEST_CASE("sizes that do not fit together are refused with their names") {
              Contains("train.unit_sequences is 5"));
   CHECK_THAT(message([](RunConfig& c) { c.train.overlap_reduction = true; }),
              Contains("shard_gradients: true"));
-  for (int chunks : {0, 5}) {
+  for (int chunks : {-1, 5}) {
     CHECK_THAT(message([&](RunConfig& c) {
                  c.model.moe.experts = 4;
                  c.cluster.exchange_chunks = chunks;
