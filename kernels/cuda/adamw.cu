@@ -185,8 +185,7 @@ __global__ void gradient_scale_kernel(const double* square_sums, int64_t n, doub
   *scale = step_scale(sqrt(square_sums[0]), clip, all_finite(square_sums, n));
 }
 
-void gradient_scale(Context& context, const double* square_sums, int64_t n, double clip,
-                    float* scale) {
+void scale_step(Context& context, const double* square_sums, int64_t n, double clip, float* scale) {
   launch_kernel(context, "gradient_scale", {1, 1}, &gradient_scale_kernel, square_sums, n, clip,
                 scale);
 }
@@ -195,6 +194,6 @@ void gradient_scale(Context& context, const double* square_sums, int64_t n, doub
 
 template <>
 const AdamWKernels cuda::Table<AdamWKernels>::value = {&step, &all_square_sums, &sum_runs,
-                                                       &gradient_scale};
+                                                       &scale_step};
 
 }  // namespace degu
