@@ -13,15 +13,6 @@
 namespace degu {
 namespace {
 
-// Names the node and the process: containers may share host names, not the kernel's boot.
-std::string node_and_process() {
-  std::string boot;
-  std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
-  std::array<char, 256> host{};
-  gethostname(host.data(), host.size() - 1);
-  return fmt::format("{}/{} {}", host.data(), boot, getpid());
-}
-
 // Equal names become equal numbers, from 0 in the order of their first places.
 std::vector<int> numbered(const std::vector<std::string>& names) {
   std::vector<std::string> known;
@@ -36,8 +27,18 @@ std::vector<int> numbered(const std::vector<std::string>& names) {
 
 }  // namespace
 
+// Containers may share host names, not the kernel's boot.
+std::string node_name() {
+  std::string boot;
+  std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
+  std::array<char, 256> host{};
+  gethostname(host.data(), host.size() - 1);
+  return fmt::format("{}/{}", host.data(), boot);
+}
+
 RankHomes find_homes(Communicator& comm) {
-  const std::vector<std::string> processes = comm.gather_text(node_and_process());
+  const std::vector<std::string> processes =
+      comm.gather_text(fmt::format("{} {}", node_name(), getpid()));
   std::vector<std::string> nodes;
   nodes.reserve(processes.size());
   for (const std::string& name : processes) nodes.push_back(name.substr(0, name.find(' ')));

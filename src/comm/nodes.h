@@ -1,11 +1,15 @@
 // Which ranks share a node.
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "comm/communicator.h"
 
 namespace degu {
+
+// Names this machine: equal for processes that share it. No spaces.
+std::string node_name();
 
 // Where the ranks of a group run, one entry per rank. Nodes and processes are numbered from 0 in
 // the order of their first ranks.

@@ -2,6 +2,8 @@
 
 #include <sched.h>
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <array>
 #include <cstdlib>
@@ -93,6 +95,26 @@ CpuPlace place_of(int cpu) {
   return {topology(cpu, "physical_package_id"), core < 0 ? cpu : core, cpu};
 }
 
+// A rank's place among others.
+struct Place {
+  int rank = 0;
+  int size = 1;
+};
+
+// Among the ranks of this node that may run on exactly the same cores: those that nobody bound.
+Place place_among_equals(Communicator& comm, const RankHomes& homes,
+                         const std::vector<int>& present) {
+  const std::vector<std::string> all = comm.gather_text(fmt::format("{}", fmt::join(present, ",")));
+  const auto me = static_cast<size_t>(comm.rank());
+  Place place{.size = 0};
+  for (size_t r = 0; r < all.size(); ++r) {
+    if (homes.node[r] != homes.node[me] || all[r] != all[me]) continue;
+    if (r < me) ++place.rank;
+    ++place.size;
+  }
+  return place;
+}
+
 int count_cores(const std::vector<int>& cpus) {
   std::set<std::pair<int, int>> cores;
   for (int cpu : cpus) {
@@ -117,9 +139,15 @@ Placement place_rank(Communicator& comm) {
     ++placement.local_size;
   }
   const std::vector<int> present = present_binding();
+  const Place among = place_among_equals(comm, homes, present);
   const char* wish = std::getenv("DEGU_BIND");
   const bool keep = binding_was_chosen() || (wish != nullptr && std::string_view(wish) == "none");
   std::vector<int> granted = keep || shares_process ? std::vector<int>{} : launcher_cpus();
+  Place place{placement.local_rank, placement.local_size};
+  if (granted.empty() && !keep && !shares_process && among.size > 1) {
+    granted = present;
+    place = among;
+  }
   if (granted.empty()) {  // nothing to undo
     placement.cpus = present;
     // A rank bound to cores of its own has them all; ranks that share a binding divide it.
@@ -129,9 +157,9 @@ Placement place_rank(Communicator& comm) {
   }
   std::sort(granted.begin(), granted.end(), [](int a, int b) { return place_of(a) < place_of(b); });
   const auto n = static_cast<int64_t>(granted.size());
-  if (placement.local_size <= n) {
-    const int64_t begin = n * placement.local_rank / placement.local_size;
-    const int64_t end = n * (placement.local_rank + 1) / placement.local_size;
+  if (place.size <= n) {
+    const int64_t begin = n * place.rank / place.size;
+    const int64_t end = n * (place.rank + 1) / place.size;
     placement.cpus.assign(granted.begin() + begin, granted.begin() + end);
     placement.cores = count_cores(placement.cpus);
   } else {  // more ranks than cores: let the system move them

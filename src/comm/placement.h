@@ -4,7 +4,9 @@
 // threads that the process starts would share that core. A rank therefore takes the cores that its
 // launcher itself may use on this node, those being what the user, the batch system or the
 // container granted, and keeps the share of them that its place among the node's ranks gives it.
-// Shares of a node's ranks are disjoint; hardware threads of one core stay together. A binding that
+// Shares of a node's ranks are disjoint; hardware threads of one core stay together. Where no
+// launcher is found (srun, ranks started by hand), ranks of a node that may all run on the same
+// cores share those out in the same way. A binding that
 // was asked for by name (`--bind-to core`, `srun --cpu-bind`) is left as it is, and so is
 // everything when DEGU_BIND=none is set.
 #pragma once
