@@ -1,4 +1,4 @@
-// `mpirun -n R degu bench comm`: what the links between the ranks of a job carry.
+// `degu bench comm`, on several ranks: what the links between the ranks of a job carry.
 #include <sys/sysinfo.h>
 
 #include <algorithm>
@@ -157,7 +157,7 @@ ClusterSpec describe(Communicator& world, Context& context, const LinkSpec& link
   const HardwareProfile profile = measure_hardware(context);
   ClusterSpec cluster;
   cluster.source =
-      fmt::format("measured {} by mpirun -n {} degu bench comm", profile.date, world.size());
+      fmt::format("measured {} by degu bench comm on {} ranks", profile.date, world.size());
   cluster.nodes = options.nodes;
   cluster.ranks_per_node = world.size() / options.nodes;
   cluster.device = {.name = fmt::format("{}, {} threads", profile.cpu, profile.threads),
@@ -206,7 +206,9 @@ ExitCode bench_comm(const Options& options) {
   Context& context = job.context();
   const int ranks = world.size();
   if (ranks < 2) {
-    throw ConfigError("bench comm measures what ranks exchange; start it with mpirun -n 2 or more");
+    throw ConfigError(
+        "bench comm measures what ranks exchange; start it with mpirun -n 2 or more, or as "
+        "docs/cluster.md says without MPI");
   }
   if (ranks % options.nodes != 0) {
     throw ConfigError("--nodes {} does not divide the job's {} ranks", options.nodes, ranks);

@@ -1,6 +1,7 @@
 // A subcommand of the binary: one file of src/cli/ each, one line in main.cc's table.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <span>
 
@@ -12,11 +13,18 @@ namespace degu {
 // Called once the command line is parsed; throws Error or returns the exit code.
 using Action = std::function<ExitCode()>;
 
+// How many processes of a job may run a command.
+enum class Ranks : uint8_t {
+  kOne,   // several would do the same work and write the same files
+  kMany,  // they share the work
+  kAny    // each answers for itself
+};
+
 struct Command {
   const char* name;
   const char* summary;                  // one line for `degu --help`
   Action (*attach)(CommandLine& line);  // declares the options, returns what to run
-  bool many_ranks = false;              // may run under `mpirun -n 2` and more
+  Ranks ranks = Ranks::kOne;
 };
 
 // Declares `commands` within `line`, of which the user has to name one: returns what runs that.

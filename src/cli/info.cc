@@ -1,10 +1,6 @@
 // `degu info`: what a model costs before it is trained, or what this binary and machine are.
-#define OMPI_SKIP_MPICXX 1  // the C interface is all we use
-#include <mpi.h>
-
 #include <nlohmann/json.hpp>
 
-#include <array>
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
@@ -16,6 +12,7 @@
 #include "base/cpu_info.h"
 #include "cli/command.h"
 #include "cli/dependencies.h"
+#include "comm/mpi_comm.h"
 #include "config/yaml.h"
 #include "shape/accounting.h"
 #include "train/train_config.h"
@@ -55,16 +52,6 @@ std::string processor_name() {
   return "unknown";
 }
 
-// "Open MPI v4.1.4" of "Open MPI v4.1.4, package: ..., ident: ...". May be asked before MPI is
-// started.
-std::string mpi_version() {
-  std::array<char, MPI_MAX_LIBRARY_VERSION_STRING> text{};
-  int length = 0;
-  MPI_Get_library_version(text.data(), &length);
-  const std::string_view whole(text.data(), static_cast<size_t>(length));
-  return std::string(whole.substr(0, whole.find_first_of(",\n")));
-}
-
 Json machine_json() {
   Json isas = Json::array();
   for (Isa isa : kAllIsas) {
@@ -80,7 +67,7 @@ Json machine_json() {
   out["isa"] = isa_name(default_isa());
   out["isa_supported"] = isas;
   for (const Dependency& row : dependencies()) {
-    const std::string version = row.name == "MPI" ? mpi_version() : std::string(row.version);
+    const std::string version = row.name == "MPI" ? mpi_library() : std::string(row.version);
     out["dependencies"][std::string(row.name)] = {
         {"state", row.state}, {"version", version}, {"licence", row.licence}, {"note", row.note}};
   }

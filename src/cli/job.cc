@@ -6,7 +6,7 @@
 
 #include "base/log.h"
 #include "comm/agree.h"
-#include "comm/mpi_comm.h"
+#include "comm/launch.h"
 #include "comm/nccl_comm.h"
 #include "comm/placement.h"
 #include "comm/staged_comm.h"
@@ -57,8 +57,11 @@ void add_device_option(CommandLine& line, DeviceType& device) {
 }
 
 void require_one_rank(std::string_view command) {
-  if (started_by_mpi_launcher() && world_communicator().size() > 1) {
-    throw ConfigError("degu {} runs on one rank; start it without mpirun", command);
+  const Launch launch = find_launch();
+  const bool connected = launch.kind == Launch::Kind::kMpi || launch.kind == Launch::Kind::kSockets;
+  if ((connected ? world_communicator().size() : launch.ranks) > 1) {
+    throw ConfigError("degu {} runs on one rank; start a single process, without mpirun or srun -n",
+                      command);
   }
 }
 

@@ -34,7 +34,7 @@ class Job {
 void add_device_option(CommandLine& line, DeviceType& device);
 
 // ConfigError when this process is one of several ranks: for commands that would do the same work
-// on each. Touches MPI only when a launcher started the process.
+// on each. Touches MPI, or the other ranks, only when a launcher started the process.
 void require_one_rank(std::string_view command);
 
 }  // namespace degu

@@ -1,6 +1,6 @@
 // What communicators over host memory have in common: checks at the door, verification across
 // ranks, reductions in tree order, rounds through a bounded buffer. A transport (one rank, threads,
-// MPI) supplies the few moves of bytes below.
+// MPI, sockets) supplies the few moves of bytes below.
 #pragma once
 
 #include "comm/communicator.h"

@@ -287,12 +287,16 @@ void MpiCommunicator::abort(std::string_view reason, ExitCode code) {
 
 }  // namespace
 
-bool started_by_mpi_launcher() {
-  for (const char* name :
-       {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "PMI_SIZE", "MPI_LOCALNRANKS"}) {
-    if (std::getenv(name) != nullptr) return true;
-  }
-  return false;
+bool mpi_built() {
+  return true;
+}
+
+std::string mpi_library() {
+  std::array<char, MPI_MAX_LIBRARY_VERSION_STRING> text{};
+  int length = 0;
+  MPI_Get_library_version(text.data(), &length);
+  const std::string_view whole(text.data(), static_cast<size_t>(length));
+  return std::string(whole.substr(0, whole.find_first_of(",\n")));
 }
 
 std::unique_ptr<Communicator> make_mpi_communicator(const CommOptions& options) {

@@ -5,17 +5,19 @@
 #pragma once
 
 #include <memory>
+#include <string>
 
 #include "comm/communicator.h"
 
 namespace degu {
 
-// Whether an MPI launcher started this process (mpirun, mpiexec, srun with PMI): told by its
-// environment.
-bool started_by_mpi_launcher();
+// Whether this build has MPI.
+bool mpi_built();
+// "Open MPI v4.1.4"; empty without MPI. May be asked before MPI is started.
+std::string mpi_library();
 
 // A communicator over all processes of the job. Starts MPI when nobody has. Collective over the
-// job.
+// job. ConfigError without MPI.
 std::unique_ptr<Communicator> make_mpi_communicator(const CommOptions& options = {});
 
 // Ends MPI if make_mpi_communicator started it; every MPI communicator must be gone. Collective.

@@ -4,7 +4,9 @@
 #include <exception>
 
 #include "base/log.h"
+#include "comm/launch.h"
 #include "comm/mpi_comm.h"
+#include "comm/socket_comm.h"
 
 namespace degu {
 namespace {
@@ -12,6 +14,27 @@ namespace {
 std::unique_ptr<Communicator>& world_slot() {
   static std::unique_ptr<Communicator> slot;
   return slot;
+}
+
+std::unique_ptr<Communicator> make_world() {
+  const Launch launch = find_launch();
+  switch (launch.kind) {
+    case Launch::Kind::kAlone:
+      break;
+    case Launch::Kind::kUnclear:
+      throw ConfigError("{}", launch.problem);
+    case Launch::Kind::kSockets:
+      return make_socket_communicator(launch.job);
+    case Launch::Kind::kMpi: {
+      auto world = make_mpi_communicator();
+      // srun sets the variables of its own PMI; an MPI that was built without it starts alone.
+      if (world->size() == 1 && launch.ranks > 1) {
+        throw ConfigError("{}", unconnected_tasks(launch.ranks));
+      }
+      return world;
+    }
+  }
+  return make_self_communicator();
 }
 
 // The line and the code of what a command threw.
@@ -26,7 +49,7 @@ int report(const char* what, ExitCode code) {
 Communicator& world_communicator() {
   std::unique_ptr<Communicator>& world = world_slot();
   if (!world) {
-    world = started_by_mpi_launcher() ? make_mpi_communicator() : make_self_communicator();
+    world = make_world();
     set_log_rank(world->rank(), world->size());
   }
   return *world;

@@ -7,9 +7,11 @@
 
 namespace degu {
 
-// All ranks of the job: MPI when a launcher started this process, one rank on its own otherwise.
-// Made at the first call, which is collective; a command that never calls it never touches MPI.
-// Sets the rank that log lines carry. Lives until run_as_job ends.
+// All ranks of the job: by MPI when its launcher started this process, by sockets when
+// DEGU_RENDEZVOUS names where the ranks meet (comm/launch.h), one rank on its own otherwise. Made
+// at the first call, which is collective; a command that never calls it never touches MPI.
+// ConfigError when there are other ranks and nothing connects them. Sets the rank that log lines
+// carry. Lives until run_as_job ends.
 Communicator& world_communicator();
 
 // Runs `body` and returns the process's exit code. An exception is printed as one line ("degu: rank

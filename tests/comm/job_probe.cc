@@ -1,4 +1,5 @@
-// Started by job_test under mpirun: `job_probe MODE`.
+// Started by job_test under mpirun and by socket_job_test: `job_probe MODE`.
+#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -47,6 +48,13 @@ ExitCode run(const std::string& mode) {
     return ExitCode::kDone;
   }
   world.barrier();
+  if (mode == "well") return ExitCode::kDone;
+  if (mode == "all") throw NumericError("the loss of step 3 is nan");
+  if (mode == "kill_first" && world.rank() == 0) std::raise(SIGKILL);
+  if (mode == "busy") {  // in no call when the last rank fails
+    if (world.rank() == last) throw DataError("shard 7 is truncated");
+    std::this_thread::sleep_for(std::chrono::seconds(60));
+  }
   if (world.rank() == last) {
     if (mode == "throw") throw DataError("shard 7 is truncated");
     if (mode == "nested") {

@@ -42,19 +42,21 @@ def configure(hidden: list[str], *options: str) -> tuple[int, str, set[str]]:
 def main() -> int:
     code, said, targets = configure(OPTIONAL, NO_PKG_CONFIG)
     check(code == 0, "nothing but fmt, spdlog and Catch2: must configure", said)
-    check({"kernels_test", "tensor_test", "base_test", "degu_optim"} <= targets, "these must be there", str(targets))
-    check(not {"degu", "degu_comm", "degu_io", "yaml_test"} & targets, "these cannot be built", str(targets))
+    check({"kernels_test", "tensor_test", "base_test", "comm_socket_test", "degu_comm"} <= targets,
+          "these must be there", str(targets))
+    check(not {"degu", "degu_io", "yaml_test", "comm_mpi_test"} & targets, "these cannot be built", str(targets))
     for name in OPTIONAL_ROWS:
         lines = re.findall(rf"^-- {re.escape(name)} missing .*; install \S+; left out .+", said, re.MULTILINE)
         check(len(lines) == 1, f"one line must say that {name} is missing", said)
 
     code, said, targets = configure(["MPI"])
     check(code == 0, "without MPI: must configure", said)
-    check(re.search(r"^-- MPI missing .*; install libopenmpi-dev; left out rooms: comm io .*; programs: degu ", said,
-                    re.MULTILINE) is not None, "without MPI: must say what is left out", said)
+    check(re.search(r"^-- MPI missing .*; install libopenmpi-dev; left out libraries: degu_mpi_test_support; tests: ",
+                    said, re.MULTILINE) is not None, "without MPI: must say what is left out", said)
     check(said.count(" missing ") == 1, "without MPI: nothing else is missing", said)
-    check({"kernels_test", "yaml_test", "accounting_test", "kernel_bench_test", "degu_nn"} <= targets
-          and not {"degu", "degu_comm", "moe_test"} & targets, "without MPI: the rooms without it", str(targets))
+    check({"degu", "degu_comm", "comm_socket_test", "moe_test"} <= targets
+          and not {"degu_mpi_test_support", "comm_mpi_test", "comm_job_test"} & targets,
+          "without MPI: all but the tests under mpirun", str(targets))
 
     code, said, _ = configure(["MPI", "HDF5"], "-DDEGU_REQUIRE_ALL=ON")
     check(code != 0 and "degu did not find: HDF5, MPI." in said and "libhdf5-dev libopenmpi-dev" in said,
