@@ -4,15 +4,33 @@ source scripts/env.sh
 degu="${DEGU:-build/release/src/cli/degu}"
 [[ -x "$degu" ]] || { echo "no $degu: build it first, or set DEGU" >&2; exit 2; }
 
-# srun where Slurm can start Open MPI's ranks (PMIx), else mpirun inside the allocation; DEGU_LAUNCHER=mpirun asks
-# for the latter. The batch files have Slurm send SIGUSR1 to this shell alone (--signal=B:USR1), which hands it to
-# the launcher, which hands it to the ranks.
+# srun where Slurm can start Open MPI's ranks (PMIx), else mpirun inside the allocation, whose transports are quicker
+# than TCP, and without mpirun srun again: its tasks find each other in DEGU_RENDEZVOUS, by default the folder that the
+# job was submitted from. DEGU_LAUNCHER=srun|mpirun|sockets asks for one of the three. The batch files have Slurm send
+# SIGUSR1 to this shell alone (--signal=B:USR1), which hands it to the launcher, which hands it to the ranks.
 run_ranks() {
-  local threads="${SLURM_CPUS_PER_TASK:-1}"
-  local launcher=(mpirun --map-by "slot:PE=$threads")
-  if [[ "${DEGU_LAUNCHER:-srun}" == srun ]] && [[ "$(srun --mpi=list 2>&1)" == *pmix* ]]; then
-    launcher=(srun --mpi=pmix --cpus-per-task="$threads")
+  local threads="${SLURM_CPUS_PER_TASK:-1}" way="${DEGU_LAUNCHER:-}"
+  if [[ -z "$way" ]]; then
+    way=sockets
+    if [[ "$(srun --mpi=list 2>&1)" == *pmix* ]]; then
+      way=srun
+    elif command -v mpirun >/dev/null; then
+      way=mpirun
+    fi
   fi
+  local launcher=()
+  case "$way" in
+    srun) launcher=(srun --mpi=pmix --cpus-per-task="$threads") ;;
+    mpirun) launcher=(mpirun --map-by "slot:PE=$threads") ;;
+    sockets)
+      launcher=(srun --mpi=none --cpus-per-task="$threads")
+      local -x DEGU_RENDEZVOUS="${DEGU_RENDEZVOUS:-$PWD}"
+      ;;
+    *)
+      echo "DEGU_LAUNCHER=$way: must be srun, mpirun or sockets" >&2
+      return 2
+      ;;
+  esac
   "${launcher[@]}" "$@" --set cluster.threads="$threads" &
   local ranks=$! status=0
   trap 'kill -USR1 "$ranks"' USR1
