@@ -79,7 +79,7 @@ if ((!quick)); then
   if stage "asan+ubsan build" configure_and_build asan; then
     stage "asan+ubsan unit tests" run_ctest build/asan -j "$jobs" -LE 'mpi|e2e|install|static|slow'
   fi
-  # The code that threads share: the pool and the communicator of threads as ranks.
+  # The code that threads share: the pool, the communicator of threads as ranks, and what sockets answer beside a program.
   if stage "tsan build" configure_and_build tsan degu_tsan_tests; then
     stage "tsan tests" run_ctest build/tsan -L tsan
   fi
