@@ -111,6 +111,12 @@ struct Decode {
   double share() const { return 2 * bandwidth / (probe_before + probe_after); }
 };
 
+// What serving takes, known before the first pass; operators' scratch is set aside whole on a GPU.
+struct PlannedBytes {
+  size_t weights = 0, cache = 0, workspace = 0, scratch = 0;
+  size_t total() const { return weights + cache + workspace + scratch; }
+};
+
 class Bench {
  public:
   explicit Bench(const Options& options)
@@ -129,6 +135,13 @@ class Bench {
     const PassLimits limits{.rows = std::max(options.prompt, most), .logit_rows = most};
     const int64_t pages = std::max(kv_pages_for(options.prompt), most * pages_per_stream());
     kv_ = options.kv == "int8" ? DType::kI8 : parameters_->activation();
+    planned_ = {
+        .weights = parameters_->bytes(),
+        .cache = static_cast<size_t>(pages) * KvMemory::bytes_per_page(context_, shape_, kv_),
+        .workspace = ModelRunner::workspace_bytes(*parameters_, *model_, limits),
+        .scratch = context_.device() == DeviceType::kCpu
+                       ? scratch_bytes(context_.threads(), *parameters_, limits, /*ranks=*/1)
+                       : context_.scratch().capacity()};
     runner_ = std::make_unique<ModelRunner>(context_, *parameters_, *model_, limits, kv_,
                                             static_cast<int32_t>(pages), options.graphs);
   }
@@ -162,12 +175,24 @@ class Bench {
       rounds["streams"] = streams;
       for (int i = 0; i < options_.rounds; ++i) rounds["rounds"].push_back(timed_decode(streams));
     }
+    out["memory"] = memory_json();
     if (context_.device() == DeviceType::kCuda) out["graphs"] = graphs_json();
     if (!options_.trace.empty()) write_file_atomic(options_.trace, trace.json(0));
     return out;
   }
 
  private:
+  // The plan, and what there was of it at most: in the process, or on the GPU.
+  Json memory_json() const {
+    const bool on_host = context_.device() == DeviceType::kCpu;
+    return {{"weights", planned_.weights},
+            {"cache", planned_.cache},
+            {"workspace", planned_.workspace},
+            {"scratch", planned_.scratch},
+            {"planned", planned_.total()},
+            {"taken", on_host ? peak_resident_bytes() : device_memory_peak()}};
+  }
+
   Json graphs_json() const {
     const GraphStats stats = runner_->graph_stats();
     return {{"captured", stats.captured}, {"launched", stats.launched}, {"off", stats.off}};
@@ -267,6 +292,7 @@ class Bench {
   std::unique_ptr<Transformer> model_;
   std::unique_ptr<ModelRunner> runner_;
   DType kv_ = DType::kBF16;
+  PlannedBytes planned_;
   double load_seconds_ = 0;
   size_t load_peak_ = 0;
   RandomStream tokens_{1, "bench decode"};
@@ -279,6 +305,10 @@ void print(const Json& out) {
              out["load_seconds"].get<double>(), gib("file_bytes"), gib("load_peak_bytes"));
   fmt::print("resident  {:.2f} GiB: {:.3f} of weights and cache\n", gib("peak_resident_bytes"),
              out["resident_over_weights_and_cache"].get<double>());
+  const Json& memory = out["memory"];
+  fmt::print("memory    {:.2f} GiB planned, {:.2f} GiB taken at most\n",
+             memory["planned"].get<double>() / (1 << 30),
+             memory["taken"].get<double>() / (1 << 30));
   fmt::print("prefill   {:.0f} tokens/s over {} tokens\n",
              out["prefill"]["tokens_per_second"].get<double>(),
              out["prefill"]["tokens"].get<int64_t>());

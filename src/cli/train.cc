@@ -40,12 +40,16 @@ ExitCode train(TrainArguments arguments) {
   }
   const size_t before = resident_bytes();
   const RunResult result = run_training(config, arguments.run, dataset, job.world(), job.context());
-  log_info(
-      "memory{}: {:.1f} MB planned; the run took {:.1f} MB at most", on_host ? "" : " of the GPU",
-      memory.total() / 1e6,
-      static_cast<double>(on_host ? peak_resident_bytes() - before : device_memory_peak()) / 1e6);
+  const auto taken =
+      static_cast<double>(on_host ? peak_resident_bytes() - before : device_memory_peak());
+  log_info("memory{}: {:.1f} MB planned; the run took {:.1f} MB at most",
+           on_host ? "" : " of the GPU", memory.total() / 1e6, taken / 1e6);
   if (job.world().rank() == 0) {
-    if (arguments.json) std::printf("%s\n", to_json(result).dump(2).c_str());
+    if (arguments.json) {
+      nlohmann::json out = to_json(result);
+      out["memory"] = {{"planned", memory.total()}, {"taken", taken}};
+      std::printf("%s\n", out.dump(2).c_str());
+    }
     if (result.complete) {
       log_info(
           "{}: {} steps, {} tokens, validation loss {:.4f} ({:.4f} bits per byte), {:.0f} "
@@ -77,6 +81,8 @@ Action attach_train(CommandLine& line) {
               "write a checkpoint and stop after this long (exit code 75)");
   line.option("--stop-after", arguments->run.stop_after,
               "write a checkpoint and stop once this many steps are done (exit code 75)");
+  line.flag("--checkpoint,!--no-checkpoint", arguments->run.final_checkpoint,
+            "write one when the run is complete; without, a measurement leaves none");
   line.flag("--trace", arguments->run.trace, "write a Chrome trace per rank, a span per operator");
   line.flag("--json", arguments->json, "print the result as one JSON object");
   return [arguments] { return train(*arguments); };
