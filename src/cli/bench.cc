@@ -211,6 +211,8 @@ constexpr Command kBenches[] = {
     {"kernels",
      "peaks of this machine; each operator's rate and its share of the peak that bounds it",
      &attach_bench_kernels},
+    {"layer", "one Mixture-of-Experts layer, forward and backward, beside the machine's peak",
+     &attach_bench_layer},
     {"comm", "bandwidth and latency of each collective between the ranks of this job",
      &attach_bench_comm, Ranks::kMany},
     {"memory", "the read bandwidth of memory at this moment", &attach_bench_memory},

@@ -13,6 +13,8 @@ Action attach_bench_checkpoint(CommandLine& line);
 Action attach_bench_decode(CommandLine& line);
 // Decoding with drafts against plain decoding, in turns.
 Action attach_bench_speculation(CommandLine& line);
+// One Mixture-of-Experts layer alone (cli/layer_bench.h).
+Action attach_bench_layer(CommandLine& line);
 // Collectives between the ranks of this job.
 Action attach_bench_comm(CommandLine& line);
 // The read bandwidth of this moment.
