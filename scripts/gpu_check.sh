@@ -3,26 +3,53 @@
 #
 #   scripts/gpu_check.sh                    bundle where a CUDA compiler is, then run where a GPU is
 #   scripts/gpu_check.sh --bundle           build/gpu_check/bundle alone: programs with the libraries they need
-#   scripts/gpu_check.sh --run [PART…]      run a bundle made before; PARTs: tests sanitizer kernels decode torch
+#   scripts/gpu_check.sh --run [PART…]      run a bundle made before
+#
+# Parts, all of them when none is named:
+#   tests      the tests that run on a GPU, side by side
+#   sanitizer  compute-sanitizer's memcheck, racecheck and synccheck over the kernels' tests
+#   kernels    degu bench kernels: every operator's share of the peak that bounds it
+#   grouped layer train decode    the bars of scripts/bench/gpu_vs_torch.py, beside PyTorch and transformers
 #
 # A GPU node may be bare (no network, no MPI, HDF5 or Catch2), so the bundle holds every library but the C
 # library's and the driver's, and its programs look for them beside themselves. Under 60 MiB when compressed.
+# A node needs python3; without PyTorch or transformers in it the rows of those are left out.
 # The report is build/gpu_check/report.md and report.json; they are also copied to $OUT where that is set.
-# Meant to end within 9 minutes; every part also runs alone. Exit 1 when a test failed, 3 without a GPU to run on.
+# All parts together take 530 s at most ($DEGU_GPU_CHECK_SECONDS), each its share of them, so that a part which
+# runs alone may take all. Exit 1 when a part failed or a bar was missed, 2 for a wrong call or without a bundle,
+# 3 without a GPU to run on.
 set -uo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 folder=build/gpu_check
 bundle=$folder/bundle
-test_programs=(tests/kernels/kernels_test tests/tensor/tensor_test tests/train/device_run_test tests/infer/infer_test)
+results=$folder/results
+all_parts=(tests sanitizer kernels grouped layer train decode)
+test_programs=(tests/kernels/kernels_test tests/tensor/tensor_test tests/train/device_run_test tests/infer/infer_test
+               tests/infer/decode_graphs_test tests/bench/layer_bench_test)
+scripts=(scripts/bench/gpu_vs_torch.py scripts/bench/gpu_model_parts.py scripts/bench/gpu_bars.py
+         scripts/bench/gpu_peers.py scripts/bench/gpu_olmoe.py scripts/bench/gpu_report.py scripts/degu_command.py
+         configs/gpu/1_gpu_olmoe.yaml)
 
 say() { echo "gpu_check: $*" >&2; }
+
+# Text with the vocabulary of the model that is trained: its tokenizer takes minutes, so it is kept between bundles.
+make_shards() {
+  local shards=$folder/text/shards
+  [[ ! -f $shards/manifest.json ]] || return 0
+  rm -rf "$shards"
+  mkdir -p $folder/text
+  say "preparing random text with 50,304 pieces (minutes, once)"
+  PYTHONPATH=scripts python3 -c 'import pathlib, sys, degu_command
+degu_command.prepare_random_text(pathlib.Path(sys.argv[1]), sys.argv[2], 50304, 8)' $folder/text $folder/build/src/cli/degu
+}
 
 make_bundle() {
   # NCCL is large and the bundle is for one GPU: ranks exchange by way of the host.
   cmake -S . -B $folder/build -G Ninja -DCMAKE_BUILD_TYPE=Release -DDEGU_REQUIRE_ALL=ON -DDEGU_CUDA=ON -DDEGU_NCCL=OFF \
     -DCMAKE_BUILD_RPATH='$ORIGIN' -DCMAKE_EXE_LINKER_FLAGS=-Wl,--disable-new-dtags >$folder/configure.log 2>&1 ||
     { cat $folder/configure.log >&2; return 1; }
-  cmake --build $folder/build -j "${DEGU_JOBS:-$(nproc)}" --target degu kernels_test tensor_test device_run_test infer_test || return 1
+  cmake --build $folder/build -j "${DEGU_JOBS:-$(nproc)}" --target degu "${test_programs[@]##*/}" || return 1
+  make_shards || return 1
   rm -rf $bundle
   mkdir -p $bundle
   local programs=(src/cli/degu "${test_programs[@]}") program library
@@ -33,7 +60,8 @@ make_bundle() {
     awk '$3 ~ /^\// {print $3}' | sort -u |
     grep -vE '/(libc|libm|libdl|librt|libpthread|libresolv|libutil|ld-linux[^/]*|libcuda)\.so' |
     while read -r library; do install -m 644 "$(readlink -f "$library")" "$bundle/$(basename "$library")"; done
-  cp scripts/bench/gpu_vs_torch.py $bundle/
+  cp "${scripts[@]}" $bundle/ || return 1
+  cp -r $folder/text/shards $bundle/shards || return 1
   git rev-parse --short HEAD >$bundle/VERSION 2>/dev/null || true
   local bytes
   bytes=$(tar -C $folder -c bundle | xz -T0 -1 | wc -c)
@@ -44,125 +72,136 @@ make_bundle() {
   fi
 }
 
-# One part's section of the report: a heading, what it printed, and its verdict for the JSON. A part that found
-# nothing wrong in the time it had, but did not come to its end, returns CUT_SHORT.
-readonly CUT_SHORT=124
-sections=() verdicts=()
-part() {  # NAME COMMAND…
-  local name="$1" start=$SECONDS verdict=passed
-  shift
-  say "$name"
-  "$@" >$folder/$name.txt 2>&1
-  case $? in
-    0) ;;
-    $CUT_SHORT) verdict=incomplete ;;
-    *) verdict=failed; failed=1 ;;
+# Seconds of all parts together that one of them may take, by what each is expected to need; no GPU has said yet.
+share_of() {
+  case $1 in
+    tests) echo 65 ;;
+    sanitizer) echo 35 ;;
+    kernels) echo 45 ;;
+    grouped) echo 30 ;;
+    layer) echo 50 ;;
+    train) echo 175 ;;
+    decode) echo 130 ;;
   esac
-  sections+=("## $name: $verdict, $((SECONDS - start)) s" "" '```' "$(tail -n 200 $folder/$name.txt)" '```' "")
-  verdicts+=("\"$name\": {\"verdict\": \"$verdict\", \"seconds\": $((SECONDS - start))}")
 }
 
-run_tests() {
-  local program status=0
+# What `timeout` returns for a program that it ended: a part that found nothing wrong in the time it had, but did not
+# come to its end, returns it too.
+readonly CUT_SHORT=124
+
+# The worst of several exit statuses: a failure, else a program that was cut short, else 0.
+worst=0
+count_status() {
+  if (($1 != 0 && (worst == 0 || worst == CUT_SHORT))); then
+    worst=$1
+    (($1 != 137)) || worst=$CUT_SHORT
+  fi
+}
+
+# Side by side: each waits more than it computes.
+run_tests() {  # SECONDS
+  local program name filter pids=() names=() i code
   for program in "${test_programs[@]}"; do
-    local name filter=()
     name=$(basename "$program")
+    filter=()
     [[ $name == infer_test ]] && filter=('[device]')
-    echo "$name ${filter[*]}"
-    timeout 100 $bundle/"$name" ${filter[@]+"${filter[@]}"} || status=1
+    timeout -k 5 "$1" $bundle/"$name" ${filter[@]+"${filter[@]}"} >$results/"$name".log 2>&1 &
+    pids+=($!)
+    names+=("$name")
   done
-  return $status
+  wait_for_all
 }
 
 # The sanitizer slows kernels by a factor of ten and more.
-run_sanitizer() {
-  local tool status=0 code cut=0
+run_sanitizer() {  # SECONDS
+  local tool pids=() names=() i code
   for tool in memcheck racecheck synccheck; do
+    timeout -k 5 "$1" compute-sanitizer --tool $tool --error-exitcode 1 --print-limit 20 $bundle/kernels_test \
+      '[rmsnorm],[router],[permute],[grouped_gemm],[attention]' >$results/$tool.log 2>&1 &
+    pids+=($!)
+    names+=("$tool")
+  done
+  wait_for_all
+}
+
+# Of the caller's `pids` and `names`: what each said, then its exit; the worst is returned.
+wait_for_all() {
+  worst=0
+  for i in "${!pids[@]}"; do
     code=0
-    timeout 40 compute-sanitizer --tool $tool --error-exitcode 1 --print-limit 20 $bundle/kernels_test \
-      '[rmsnorm],[router],[permute],[grouped_gemm],[attention]' || code=$?
-    echo "compute-sanitizer --tool $tool: exit $code"
-    if ((code == CUT_SHORT)); then cut=1; echo "cut short after 40 s"; elif ((code != 0)); then status=1; fi
+    wait "${pids[$i]}" || code=$?
+    tail -n 40 "$results/${names[$i]}.log"
+    echo "${names[$i]}: exit $code$( ((code != CUT_SHORT && code != 137)) || echo ', cut short')"
+    count_status $code
   done
-  if ((status == 0 && cut)); then status=$CUT_SHORT; fi
-  return $status
+  return $worst
 }
 
-run_kernels() {
-  timeout 100 $bundle/degu bench kernels --device cuda --json >$folder/kernels.json &&
-    cat $folder/kernels.json
+run_kernels() {  # SECONDS; as a table, whose rows come one by one, for there may be no time for all
+  timeout -k 5 "$1" $bundle/degu bench kernels --device cuda --repetitions 3
 }
 
-# Serving speed of one model of random weights (1.3B parameters, 0.4B active) in three schemes.
-run_decode() {
-  local scheme status=0
-  printf '%s\n' "model: {vocab: 32000, width: 1024, layers: 12, heads: 16, head_width: 64, ffn_width: 2048," \
-    "  moe: {experts: 32, top_k: 8, expert_width: 1024, first_dense_layers: 0}}" "data: {sequence_length: 2048}" \
-    >$folder/decode.yaml
-  for scheme in bf16 w8a8 w4a16; do
-    echo "$scheme"
-    { timeout 40 $bundle/degu bench checkpoint $folder/decode.yaml --scheme $scheme --out $folder/decode-$scheme &&
-      timeout 60 $bundle/degu bench decode $folder/decode-$scheme --device cuda; } || status=1
-    rm -rf "${folder:?}/decode-$scheme"
+run_bars() {  # SECONDS PART; ends by itself a little before it would be ended
+  timeout -k 5 "$1" python3 $bundle/gpu_vs_torch.py "$2" --degu $bundle/degu --out $results/"$2".json \
+    --seconds $(($1 > 12 ? $1 - 6 : $1 / 2))
+}
+
+run_part() {  # NAME SECONDS
+  local name=$1 limit=$2 start=$SECONDS status=0
+  say "$name, $limit s at most"
+  case $name in
+    tests | sanitizer | kernels) run_"$name" "$limit" ;;
+    *) run_bars "$limit" "$name" ;;
+  esac >$results/"$name".txt 2>&1 || status=$?
+  printf '%s\t%d\t%d\t%d\n' "$name" $status $((SECONDS - start)) "$limit" >>$results/parts.tsv
+}
+
+run_parts() {  # PART…
+  local name left=() sum=0
+  for name in "$@"; do
+    [[ " ${all_parts[*]} " == *" $name "* ]] || { say "unknown part $name; parts are ${all_parts[*]}"; return 2; }
+    sum=$((sum + $(share_of "$name")))
   done
-  return $status
-}
-
-run_torch() {
-  timeout 100 python3 $bundle/gpu_vs_torch.py --degu $bundle/degu --json >$folder/torch.json && cat $folder/torch.json
-}
-
-has_torch() { python3 -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; }
-
-run_parts() {
   if [[ ! -x $bundle/degu ]]; then
     say "no bundle here; make one with scripts/gpu_check.sh --bundle on a machine with a CUDA compiler"
     return 2
   fi
-  if ! nvidia-smi -L >$folder/gpus.txt 2>&1; then
+  command -v python3 >/dev/null || { say "python3 is needed"; return 2; }
+  rm -rf $results $folder/report.md $folder/report.json
+  mkdir -p $results
+  if ! nvidia-smi -L >$results/gpus.txt 2>&1; then
     say "no GPU here; nothing was run"
     return 3
   fi
-  failed=0
-  local wanted="${*:-tests sanitizer kernels decode torch}" name left=""
-  for name in $wanted; do
-    case $name in
-      tests) part tests run_tests ;;
-      sanitizer)
-        if command -v compute-sanitizer >/dev/null; then part sanitizer run_sanitizer; else left+=" sanitizer (no compute-sanitizer);"; fi ;;
-      kernels) part kernels run_kernels ;;
-      decode) part decode run_decode ;;
-      torch)
-        if has_torch; then part torch run_torch; else left+=" torch (no PyTorch that sees the GPU);"; fi ;;
-      *) say "unknown part $name; parts are tests sanitizer kernels decode torch"; return 2 ;;
-    esac
+  : >$results/parts.tsv
+  cat $bundle/VERSION >$results/version 2>/dev/null || echo unknown >$results/version
+  for name in "$@"; do
+    if [[ $name == sanitizer ]] && ! command -v compute-sanitizer >/dev/null; then
+      left+=(--left-out "sanitizer (no compute-sanitizer)")
+      continue
+    fi
+    run_part "$name" $((${DEGU_GPU_CHECK_SECONDS:-530} * $(share_of "$name") / sum))
   done
-  {
-    echo "# GPU check"
-    echo
-    echo "$(date -u +%Y-%m-%d), version $(cat $bundle/VERSION 2>/dev/null || echo unknown), $(head -n 1 $folder/gpus.txt | sed 's/ (UUID.*//')"
-    echo
-    [[ -z $left ]] || printf 'Left out:%s\n\n' "$left"
-    printf '%s\n' "${sections[@]}"
-  } >$folder/report.md
-  local joined
-  joined=$(IFS=,; echo "${verdicts[*]}")
-  printf '{"version": "%s", "date": "%s", "parts": {%s}, "left_out": "%s"}\n' \
-    "$(cat $bundle/VERSION 2>/dev/null)" "$(date -u +%Y-%m-%d)" "$joined" "$left" >$folder/report.json
-  if [[ -n "${OUT:-}" ]]; then
-    cp $folder/report.md $folder/report.json "$OUT"/
-    for name in kernels torch; do [[ ! -s $folder/$name.json ]] || cp $folder/$name.json "$OUT"/; done
+  local status=0
+  python3 $bundle/gpu_report.py $results ${left[@]+"${left[@]}"} || status=$?
+  if ! mv $results/report.md $results/report.json $folder/; then
+    say "there is no report"
+    return 1
   fi
+  [[ -z "${OUT:-}" ]] || cp $folder/report.md $folder/report.json "$OUT"/
   cat $folder/report.md
-  return $failed
+  return $status
 }
 
 mkdir -p $folder
 case "${1:-}" in
   --bundle) make_bundle ;;
-  --run) shift; run_parts "$@" ;;
+  --run)
+    shift
+    (($# > 0)) || set -- "${all_parts[@]}"
+    run_parts "$@" ;;
   "")
     if command -v nvcc >/dev/null || [[ -x /usr/local/cuda/bin/nvcc ]]; then make_bundle || exit 1; fi
-    run_parts ;;
+    run_parts "${all_parts[@]}" ;;
   *) echo "usage: scripts/gpu_check.sh [--bundle | --run [PART…]]" >&2; exit 2 ;;
 esac

@@ -246,6 +246,7 @@ TEST_CASE("the GPU configurations fit their machines", "[layout]") {
   const std::string configs = DEGU_SOURCE_DIR "/configs/";
   const std::pair<const char*, const char*> pairs[] = {
       {"gpu/1_gpu.yaml", "machines/h200_x1.yaml"},
+      {"gpu/1_gpu_olmoe.yaml", "machines/h200_x1.yaml"},
       {"gpu/8_gpus.yaml", "machines/h200_x8.yaml"},
       {"gpu/64_gpus.yaml", "machines/h200_x64.yaml"}};
   for (const auto& [run, machines] : pairs) {
