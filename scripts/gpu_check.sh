@@ -25,7 +25,7 @@ bundle=$folder/bundle
 results=$folder/results
 all_parts=(tests sanitizer kernels grouped layer train decode)
 test_programs=(tests/kernels/kernels_test tests/tensor/tensor_test tests/train/device_run_test tests/infer/infer_test
-               tests/infer/decode_graphs_test tests/bench/layer_bench_test)
+               tests/infer/decode_graphs_test tests/infer/engine_device_test tests/bench/layer_bench_test)
 scripts=(scripts/bench/gpu_vs_torch.py scripts/bench/gpu_model_parts.py scripts/bench/gpu_bars.py
          scripts/bench/gpu_peers.py scripts/bench/gpu_olmoe.py scripts/bench/gpu_report.py scripts/degu_command.py
          configs/gpu/1_gpu_olmoe.yaml)

@@ -16,7 +16,8 @@ from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STUBS = ROOT / "tests" / "static" / "gpu_check_stubs.py"
-TESTS = ("kernels_test", "tensor_test", "device_run_test", "infer_test", "decode_graphs_test", "layer_bench_test")
+TESTS = ("kernels_test", "tensor_test", "device_run_test", "infer_test", "decode_graphs_test", "engine_device_test",
+         "layer_bench_test")
 SCRIPTS = ("gpu_vs_torch.py", "gpu_model_parts.py", "gpu_bars.py", "gpu_report.py")
 PARTS = ("tests", "sanitizer", "kernels", "grouped", "layer", "train", "decode")
 
