@@ -56,6 +56,11 @@ option(DEGU_NCCL "Use NCCL where it is found" ON)
 if(DEGU_CUDA_ENABLED AND DEGU_NCCL AND NOT DEGU_CUDA STREQUAL "EMULATED")
   find_package(NCCL QUIET)  # third_party/FindNCCL.cmake
 endif()
+# Attention of training runs that need not be reproducible (train.attention: cudnn).
+option(DEGU_CUDNN "Use cuDNN where its headers and its frontend's are found" ON)
+if(DEGU_CUDA_ENABLED AND DEGU_CUDNN AND NOT DEGU_CUDA STREQUAL "EMULATED")
+  find_package(CUDNN QUIET)  # third_party/FindCUDNN.cmake
+endif()
 if(DEGU_CUDA STREQUAL "EMULATED")
   message(STATUS "CUDA backend: emulated on the host, for tests")
 elseif(DEGU_CUDA_ENABLED)

@@ -98,8 +98,11 @@ count_status() {
   fi
 }
 
-# Side by side: each waits more than it computes.
+# Side by side: each waits more than it computes. cuDNN is no part of the bundle; PyTorch brings one.
 run_tests() {  # SECONDS
+  local cudnn
+  cudnn=$(python3 -c 'import nvidia.cudnn; print(list(nvidia.cudnn.__path__)[0] + "/lib")' 2>/dev/null) &&
+    local -x LD_LIBRARY_PATH="$cudnn${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
   local program name filter pids=() names=() i code
   for program in "${test_programs[@]}"; do
     name=$(basename "$program")

@@ -3,8 +3,9 @@
 #
 #   scripts/setup.sh           as root, or as a user who may sudo
 #   scripts/setup.sh --check   installs nothing; exit 1 when something is missing
-#   scripts/setup.sh --cuda    no root and no Debian needed: says what a build with CUDA will find, and puts NCCL
-#                              into .venv-cuda from PyPI's wheel (300 MB) unless it is there; exit 1 without nvcc
+#   scripts/setup.sh --cuda    no root and no Debian needed: says what a build with CUDA will find, and puts NCCL,
+#                              cuDNN and its frontend's headers into .venv-cuda from PyPI's wheels (0.8 GB) where
+#                              they are missing; exit 1 without nvcc
 #
 # The first two need neither GPU nor CUDA.
 set -euo pipefail
@@ -36,15 +37,43 @@ setup_cuda() {
     done
     return 1
   }
-  if ! find_nccl; then
-    echo "setup: NCCL: not found; installing nvidia-nccl-cu$major into $venv"
+  install() {  # NAME WHEEL…
+    echo "setup: $1: not found; installing ${*:2} into $venv"
     [[ -x "$venv/bin/python" ]] || python3 -m venv "$venv"
-    "$venv/bin/python" -m pip install --disable-pip-version-check --quiet "nvidia-nccl-cu$major"
+    "$venv/bin/python" -m pip install --disable-pip-version-check --quiet "${@:2}"
+  }
+  if ! find_nccl; then
+    install NCCL "nvidia-nccl-cu$major"
     find_nccl || { echo "setup: NCCL: the wheel has no nccl.h and libnccl.so where they were expected" >&2; return 1; }
   fi
   version="$(sed -nE 's/^#define NCCL_(MAJOR|MINOR|PATCH) +([0-9]+).*/\2/p' "$include" | paste -sd .)"
   echo "setup: NCCL: $version, $include, $library"
-  echo "setup: cuDNN and its frontend, CUTLASS: not used, no code asks for them"
+
+  find_header() {  # NAME FOLDER…: its folder to `include`
+    local folder
+    for folder in "${@:2}"; do
+      include="$folder"
+      [[ -f "$folder/$1" ]] && return 0
+    done
+    return 1
+  }
+  local places=(${CUDNN_HOME:+"$CUDNN_HOME/include"} "$toolkit/include" "$toolkit"/targets/*-linux/include
+                /usr/local/include /usr/include)
+  find_cudnn() { find_header cudnn_graph.h "${places[@]}" "$venv"/lib/python3*/site-packages/nvidia/cudnn/include; }
+  find_frontend() { find_header cudnn_frontend.h "${places[@]}" "$venv"/lib/python3*/site-packages/include; }
+  if ! find_cudnn; then
+    # Its own dependencies are large, and the toolkit's.
+    install cuDNN --no-deps "nvidia-cudnn-cu$major"
+    find_cudnn || { echo "setup: cuDNN: the wheel has no cudnn_graph.h where it was expected" >&2; return 1; }
+  fi
+  version="$(sed -nE 's/^#define CUDNN_(MAJOR|MINOR|PATCHLEVEL) +([0-9]+).*/\2/p' "$include/cudnn_version.h" | paste -sd .)"
+  echo "setup: cuDNN: $version, $include"
+  if ! find_frontend; then
+    install "cuDNN's frontend" --no-deps nvidia-cudnn-frontend
+    find_frontend || { echo "setup: cuDNN's frontend: the wheel has no cudnn_frontend.h where it was expected" >&2; return 1; }
+  fi
+  echo "setup: cuDNN's frontend: $include"
+  echo "setup: CUTLASS: not used, no code asks for it"
 }
 if [[ "${1:-}" == --cuda ]]; then
   setup_cuda

@@ -18,6 +18,7 @@ struct ElementwiseKernels;
 struct EmbeddingKernels;
 struct GroupedGemmDwKernels;
 struct GroupedGemmKernels;
+struct PackedAttentionKernels;
 struct PermuteKernels;
 struct ProbeKernels;
 struct QuantizeKernels;
@@ -59,6 +60,10 @@ template <>
 inline constexpr bool kHas<GroupedGemmDwKernels> = true;
 template <>
 inline constexpr bool kHas<GroupedGemmKernels> = true;
+#ifdef DEGU_CUDNN_BUILT
+template <>
+inline constexpr bool kHas<PackedAttentionKernels> = true;
+#endif
 template <>
 inline constexpr bool kHas<PermuteKernels> = true;
 template <>

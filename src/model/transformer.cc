@@ -201,7 +201,7 @@ void Transformer::forward_block(Context& context, size_t layer, const Batch& bat
   const AnyView x = rows(saved.x_LTD[layer]);
   const AnyView x_mid = rows(a.x_mid_TD);
   const AnyView y = rows(saved.x_LTD[layer + 1]);
-  block.attention.forward(context, x, batch, batch.kv_L[layer], a.attention.rows(tokens), x_mid);
+  block.attention.forward(context, x, batch, batch.kv(layer), a.attention.rows(tokens), x_mid);
   rmsnorm(context, x_mid, block.ffn_norm->value, shape_.norm_eps, rows(a.h_TD), rows(a.inv_T));
   if (block.moe) {
     block.moe->forward(context, rows(a.h_TD), x_mid, batch, groups, weights, a.moe, y);
@@ -258,7 +258,7 @@ void Transformer::backward_block(Context& context, size_t layer, const Batch& ba
   }
   rmsnorm_backward(context, dh, rows(a.x_mid_TD), block.ffn_norm->value, rows(a.inv_T), units, dx,
                    dx, block.ffn_norm->gradient, block.ffn_norm->write);
-  block.attention.backward(context, dx, rows(saved.x_LTD[layer]), batch, batch.kv_L[layer], units,
+  block.attention.backward(context, dx, rows(saved.x_LTD[layer]), batch, batch.kv(layer), units,
                            a.attention.rows(tokens), dx);
 }
 

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <vector>
 
+#include "kernels/api/packed_attention.h"
 #include "kernels/api/rmsnorm.h"
 #include "kernels/api/rotary.h"
 
@@ -99,8 +100,13 @@ void AttentionLayer::forward(Context& context, AnyView x_TD, const Batch& batch,
   }
   rotary(context, saved.q_THA, batch.position_rows(), shape_.rope_theta);
   rotary(context, saved.k_TGA, batch.position_rows(), shape_.rope_theta);
-  kv_store(context, saved.k_TGA, saved.v_TGA, batch.sequences, kv);
-  attention(context, saved.q_THA, kv, batch.sequences, scale_, saved.out_THA, saved.lse_TH);
+  if (batch.packed_attention) {
+    packed_attention(context, saved.q_THA, saved.k_TGA, saved.v_TGA, batch.sequences, scale_,
+                     saved.out_THA, saved.lse_TH);
+  } else {
+    kv_store(context, saved.k_TGA, saved.v_TGA, batch.sequences, kv);
+    attention(context, saved.q_THA, kv, batch.sequences, scale_, saved.out_THA, saved.lse_TH);
+  }
   linear(context, flat_heads(saved.out_THA), *p_.wo, y_TD, {.add_RF = x_TD});
 }
 
@@ -117,8 +123,13 @@ void AttentionLayer::backward(Context& context, AnyView dy_TD, AnyView x_TD, con
   const AnyView dh = scratch.take(type, saved.h_TD.shape);
 
   linear_backward(context, dy_TD, flat_heads(saved.out_THA), units, *p_.wo, flat_heads(dout));
-  attention_backward(context, saved.q_THA, kv, batch.sequences, scale_, saved.out_THA, saved.lse_TH,
-                     dout, dq, dk, dv);
+  if (batch.packed_attention) {
+    packed_attention_backward(context, saved.q_THA, saved.k_TGA, saved.v_TGA, batch.sequences,
+                              scale_, saved.out_THA, saved.lse_TH, dout, dq, dk, dv);
+  } else {
+    attention_backward(context, saved.q_THA, kv, batch.sequences, scale_, saved.out_THA,
+                       saved.lse_TH, dout, dq, dk, dv);
+  }
   rotary(context, dq, batch.positions_T, shape_.rope_theta, /*inverse=*/true);
   rotary(context, dk, batch.positions_T, shape_.rope_theta, /*inverse=*/true);
   if (shape_.qk_norm) {

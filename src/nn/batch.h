@@ -21,10 +21,13 @@ struct Batch {
   const int32_t* device_tokens_T = nullptr;
   const int32_t* device_positions_T = nullptr;
   std::span<const KvView> kv_L;  // one view per layer, pages for every key of every sequence
+  // Attention by kernels/api/packed_attention.h, in training: there are no pages then.
+  bool packed_attention = false;
 
   RowNumbers token_rows() const { return {tokens_T, device_tokens_T}; }
   RowNumbers position_rows() const { return {positions_T, device_positions_T}; }
   int64_t tokens() const { return static_cast<int64_t>(tokens_T.size()); }
+  KvView kv(size_t layer) const { return packed_attention ? KvView{} : kv_L[layer]; }
 };
 
 // How the rows of a training batch are grouped for sums over tokens; all are whole sequences of the

@@ -36,6 +36,8 @@ class CudaState final : public DeviceState {
 
   CUstream_st* stream() const { return stream_; }
   int multiprocessors() const { return multiprocessors_; }
+  // What a vendor's library for attention keeps between calls; null until it is first used.
+  std::shared_ptr<void>& attention_library() { return attention_library_; }
   // DeviceError that names the operator when its last launch failed.
   void check_launch(const char* op);
   // DeviceError: `what` of the operator is `value`, its kernels take at most `most`.
@@ -55,6 +57,7 @@ class CudaState final : public DeviceState {
   int numa_node_ = -1;  // -1: the system does not say
   std::unique_ptr<Staging> staging_;
   std::vector<const char*> ranges_;
+  std::shared_ptr<void> attention_library_;
   int64_t* groups_ = nullptr;  // pairs {0, rows}
   std::unordered_map<int64_t, int64_t> group_of_rows_;
 };

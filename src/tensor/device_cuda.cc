@@ -152,6 +152,7 @@ CudaState::CudaState(int ordinal) : ordinal_(ordinal) {
 
 CudaState::~CudaState() {
   cudaStreamSynchronize(stream_);
+  attention_library_.reset();  // while its stream exists
   cudaStreamDestroy(stream_);
   cudaFree(groups_);
 }

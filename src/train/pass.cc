@@ -30,13 +30,16 @@ void Pass::layout(Arena& arena, Context& context, const Transformer& model, cons
   const Keep keep = training ? kept_with(plan.recompute) : Keep::kNothing;
   Activations activations = model.take(arena, tokens, training ? groups : 0, keep);
   const DType type = activations.h_TD.dtype;
-  LocalKv kv(context, arena, model.shape(), type, tokens,
-             shares_blocks(keep) ? 1 : model.shape().layers);
+  std::optional<LocalKv> kv;
+  if (!training || plan.attention == AttentionBy::kOwn) {
+    kv.emplace(context, arena, model.shape(), type, tokens,
+               shares_blocks(keep) ? 1 : model.shape().layers);
+  }
   const AnyView loss = arena.take(DType::kF32, {tokens});
   const AnyView dh = training ? arena.take(type, {tokens, model.shape().width}) : AnyView{};
   if (pass == nullptr) return;
   pass->activations_ = std::move(activations);
-  pass->kv_.emplace(std::move(kv));
+  pass->kv_ = std::move(kv);
   pass->loss_T_ = loss;
   pass->dh_TD_ = dh;
 }
@@ -51,7 +54,8 @@ void Pass::load(const SequenceBatch& data) {
   batch_ = {.tokens_T = data.tokens_T,
             .positions_T = data.positions_T,
             .sequences = {.offsets = data.document_offsets, .first_position = first_position_},
-            .kv_L = kv_->views()};
+            .kv_L = kv_ ? kv_->views() : std::span<const KvView>(),
+            .packed_attention = !kv_};
   groups_ = {.units = {.offsets = unit_offsets_,
                        .groups = 1,
                        .slots = 1,
@@ -59,7 +63,7 @@ void Pass::load(const SequenceBatch& data) {
              .balance_offsets = balance_offsets_,
              .capacity_offsets = capacity_offsets_};
   targets_T_ = data.targets_T;
-  kv_->assign(context_, batch_.sequences);
+  if (kv_) kv_->assign(context_, batch_.sequences);
 }
 
 void Pass::forward(Context& context, const BalanceWeights& weights) {

@@ -417,10 +417,10 @@ RunConfig resolve_config(RunConfig config, const TokenDataset& dataset) {
 std::string identity_text(const RunConfig& config) {
   // The lines of keys in the order in which they came, with their indentation; each occurs once in
   // a run's YAML.
-  constexpr std::array kLater = {"  record_routes",   "  replay_routes",   "  recompute",
-                                 "  shard_gradients", "  device",          "    moments",
-                                 "  headroom",        "  all_to_all",      "  overlap_reduction",
-                                 "  exchange_chunks", "  async_checkpoint"};
+  constexpr std::array kLater = {"  record_routes",   "  replay_routes",    "  recompute",
+                                 "  shard_gradients", "  device",           "    moments",
+                                 "  headroom",        "  all_to_all",       "  overlap_reduction",
+                                 "  exchange_chunks", "  async_checkpoint", "  attention"};
   std::string text = to_yaml(config);
   const std::string defaults = to_yaml(RunConfig{});
   for (const char* key : kLater) {

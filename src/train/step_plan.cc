@@ -99,6 +99,17 @@ void RunConfig::check() const {
         "scores to bias; set it to 0",
         train.balance.bias_update);
   }
+  if (train.attention == AttentionBy::kCudnn) {
+    const auto refuse = [](std::string_view why) {
+      throw ConfigError("train.attention is cudnn, which {}, or leave it at own", why);
+    };
+    if (cluster.device != DeviceType::kCuda) refuse("works on GPUs: set cluster.device: cuda");
+    if (train.precision != Precision::kBf16) refuse("computes in bf16: set train.precision: bf16");
+    if (train.reproducible) {
+      refuse("has sums in an order of its own: set train.reproducible: false");
+    }
+    if (model.head_width % 8 != 0) refuse("takes heads whose width is a multiple of 8: change it");
+  }
   if (cluster.headroom != 0 && !(cluster.headroom >= 1)) {
     throw ConfigError(
         "cluster.headroom is {}; even loads need 1, skewed ones more; 0: memory for the worst case",
@@ -162,6 +173,7 @@ StepPlan plan_steps(const RunConfig& config, const Layout& layout) {
         plan.units, layout.ranks(), plan.micro_batches);
   }
   plan.recompute = t.recompute;
+  plan.attention = t.attention;
   plan.steps = run_steps(config, plan.tokens_per_step());
   plan.schedule = make_schedule(t.optimizer, plan.steps);
   return plan;

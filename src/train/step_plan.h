@@ -23,6 +23,7 @@ struct StepPlan {
   int64_t balance_sequences = 0;   // per balance group
   int64_t capacity_sequences = 0;  // per capacity group
   Recompute recompute = Recompute::kNone;
+  AttentionBy attention = AttentionBy::kOwn;
   Schedule schedule;
 
   int64_t tokens_per_step() const { return batch_sequences * sequence_length; }

@@ -6,6 +6,7 @@
 #include "comm/mesh.h"
 #include "config/fields.h"
 #include "data/data_config.h"
+#include "nn/attention_by.h"
 #include "nn/recompute.h"
 #include "shape/model_shape.h"
 #include "tensor/view.h"
@@ -100,6 +101,7 @@ struct TrainConfig {
   int64_t steps = 0;
   double flops = 0;
   Recompute recompute = Recompute::kNone;
+  AttentionBy attention = AttentionBy::kOwn;
   bool reproducible = true;
   bool shard_gradients = false;
   bool overlap_reduction = false;
@@ -128,6 +130,10 @@ struct TrainConfig {
     f("flops", flops, "length of the run in training FLOPs, by shape/accounting.h");
     f("recompute", recompute,
       "what the backward pass computes again instead of keeping it: none, experts or block");
+    f("attention", attention,
+      "whose kernels compute attention in training passes: own, or cudnn (GPUs, bf16, "
+      "reproducible: "
+      "false; docs/cuda.md)");
     f("reproducible", reproducible, "the same bits on every layout of ranks");
     f("shard_gradients", shard_gradients,
       "reduce each block's gradients when its backward pass is done and keep this rank's shard "

@@ -38,6 +38,20 @@ TEST_CASE("a run is as long as its tokens or FLOPs") {
   CHECK(plan_steps(c, Layout(0, 1, 1)).steps == 5);
 }
 
+TEST_CASE("cuDNN's attention is refused where it cannot be, with what to set") {
+  using Catch::Contains;
+  RunConfig config;
+  config.train.attention = AttentionBy::kCudnn;
+  config.train.reproducible = false;
+  CHECK_THROWS_WITH(config.check(), Contains("set cluster.device: cuda, or leave it at own"));
+  config.cluster.device = DeviceType::kCuda;
+  CHECK_NOTHROW(config.check());
+  config.train.reproducible = true;
+  CHECK_THROWS_WITH(config.check(), Contains("set train.reproducible: false"));
+  config.train.precision = Precision::kFp32;
+  CHECK_THROWS_WITH(config.check(), Contains("set train.precision: bf16"));
+}
+
 TEST_CASE("sizes that do not fit together are refused with their names") {
   auto message = [](auto&& change, int ranks = 1) -> std::string {
     RunConfig c = config();
