@@ -2,7 +2,9 @@
 
 #include <unistd.h>
 
+#include <set>
 #include <string>
+#include <vector>
 
 #include "base/log.h"
 #include "comm/agree.h"
@@ -25,16 +27,18 @@ Job::Job(int threads, DeviceType device, size_t scratch_bytes) : ranks_(world_co
   if (device == DeviceType::kCpu) {
     context_ = std::make_unique<Context>(options);
   } else {
-    open_device(options, placement.local_rank, placement.local_size);
+    open_device(options, placement.local_rank);
   }
 }
 
-void Job::open_device(const ContextOptions& options, int local_rank, int local_size) {
+void Job::open_device(const ContextOptions& options, int local_rank) {
   const int devices = device_count(options.device);
   ContextOptions own = options;
   own.ordinal = devices > 0 ? local_rank % devices : 0;
   run_together(ranks_, [&] { context_ = std::make_unique<Context>(own); });
-  const bool shared = max_over_ranks(ranks_, local_size > devices ? 1 : 0) != 0;
+  // Slurm may show each rank a GPU of its own alone, so counts of GPUs do not tell.
+  const std::vector<std::string> gpus = ranks_.gather_text(context_->device_state()->identity());
+  const bool shared = std::set<std::string>(gpus.begin(), gpus.end()).size() < gpus.size();
   const bool nccl = ranks_.size() > 1 && !shared && nccl_built();
   device_world_ =
       nccl ? make_nccl_communicator(ranks_, *context_) : make_staged_communicator(ranks_);

@@ -23,7 +23,7 @@ class Job {
   Context& context() const { return *context_; }
 
  private:
-  void open_device(const ContextOptions& options, int local_rank, int local_size);
+  void open_device(const ContextOptions& options, int local_rank);
 
   Communicator& ranks_;
   std::unique_ptr<Context> context_;

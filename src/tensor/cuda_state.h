@@ -29,6 +29,7 @@ class CudaState final : public DeviceState {
   void synchronize() override;
   std::unique_ptr<DeviceMark> make_mark() override;
   std::string description() const override;
+  std::string identity() const override { return identity_; }
   void begin_range(const char* name) override;
   void end_range() override;
   std::unique_ptr<DeviceGraph> capture(const std::function<void()>& work) override;
@@ -52,7 +53,7 @@ class CudaState final : public DeviceState {
   CUstream_st* stream_ = nullptr;
   int ordinal_;
   int multiprocessors_ = 0;
-  std::string name_;
+  std::string name_, identity_;
   size_t memory_ = 0;
   int numa_node_ = -1;  // -1: the system does not say
   std::unique_ptr<Staging> staging_;

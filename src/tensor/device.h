@@ -65,6 +65,8 @@ class DeviceState {
   virtual std::unique_ptr<DeviceMark> make_mark() = 0;
   // "GPU 0: NVIDIA H200, 132 multiprocessors, 139 GiB, NUMA node 0"
   virtual std::string description() const = 0;
+  // Equal in all processes that have this device open, under whatever number, and in no others.
+  virtual std::string identity() const = 0;
   // Between the two, what the host asks of the device shows under `name` in a profiler (NVTX).
   virtual void begin_range(const char* name) = 0;
   virtual void end_range() = 0;

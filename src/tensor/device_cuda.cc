@@ -142,6 +142,9 @@ CudaState::CudaState(int ordinal) : ordinal_(ordinal) {
   check(cudaGetDeviceProperties(&properties, ordinal), "asking for the GPU's properties");
   multiprocessors_ = properties.multiProcessorCount;
   name_ = properties.name;
+  for (const char byte : properties.uuid.bytes) {
+    identity_ += fmt::format("{:02x}", static_cast<unsigned char>(byte));
+  }
   memory_ = properties.totalGlobalMem;
   numa_node_ = numa_node_of(ordinal);
   staging_ = std::make_unique<Staging>();

@@ -27,6 +27,7 @@ class PlanningState final : public DeviceState {
   void synchronize() override { count_sync("a wait"); }
   std::unique_ptr<DeviceMark> make_mark() override { return std::make_unique<PlanningMark>(); }
   std::string description() const override { return "no device: sizes only"; }
+  std::string identity() const override { return {}; }
   void begin_range(const char*) override {}
   void end_range() override {}
 };

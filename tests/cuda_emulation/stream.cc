@@ -235,6 +235,7 @@ cudaError_t cudaGetDevice(int* device) {
 
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   std::snprintf(properties->name, sizeof properties->name, "emulated GPU");
+  properties->uuid = {"one for all"};
   properties->totalGlobalMem = kAllMemory;
   properties->multiProcessorCount = kMultiprocessors;
   return cudaSuccess;

@@ -82,6 +82,13 @@ TEST_CASE("downloads are of the moment in which they are asked for, and waited f
   CHECK(gpu.device_state()->host_syncs() == 2);
 }
 
+TEST_CASE("a GPU has one identity, whoever asks") {
+  if (!has_gpu()) return;
+  Context first(gpu_options()), second(gpu_options());
+  CHECK_FALSE(first.device_state()->identity().empty());
+  CHECK(first.device_state()->identity() == second.device_state()->identity());
+}
+
 TEST_CASE("copies to a GPU and back keep every byte, and waits are counted") {
   if (!has_gpu()) return;
   Context context(gpu_options());
