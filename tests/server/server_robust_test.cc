@@ -221,6 +221,8 @@ TEST_CASE("more open requests than connections: the rest waits, or is told to co
     half.push_back(std::make_unique<RawClient>(served.port));
     half.back()->send("GET /health HTTP/1.1\r\n");
   }
+  // Until the server has read that, they are idle, and idle ones give way to those that wait.
+  std::this_thread::sleep_for(std::chrono::seconds(1));
   std::vector<std::unique_ptr<RawClient>> waiting;
   std::string told;
   for (int i = 0; i < 200 && told.empty(); ++i) {
