@@ -82,8 +82,8 @@ void print_device(const Context& context, const DeviceRates& r) {
     fmt::print("{:<26} {:>12.1f} {}\n", name, rate / 1e9, unit);
   };
   row("fp32", r.fp32_flops, "GFLOP/s");
-  row("bf16, mma.sync", r.bf16_flops, "GFLOP/s");
-  row("int8, mma.sync", r.int8_ops, "GOP/s");
+  row("bf16, tensor cores", r.bf16_flops, "GFLOP/s");
+  row("int8, tensor cores", r.int8_ops, "GOP/s");
   row("memory, read", r.read_bandwidth, "GB/s");
 }
 
